@@ -1,0 +1,1 @@
+"""Image references become root filesystems in a content-addressed store."""

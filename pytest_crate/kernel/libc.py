@@ -1,0 +1,245 @@
+"""System calls through ctypes, every failure on one path: a :class:`SandboxError` that names it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pytest_crate.errors import SandboxError
+
+# use_errno: errno is kept per thread by ctypes, so that nothing between call and reading changes it.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
+CLONE_INTO_CGROUP = 0x200000000
+
+# linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_RELATIME = 1 << 21
+MNT_DETACH = 2
+
+# linux/mount.h, linux/fcntl.h: open_tree(2), move_mount(2), mount_setattr(2)
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_FDCWD = -100
+MOVE_MOUNT_F_EMPTY_PATH = 0x00000004
+MOVE_MOUNT_T_EMPTY_PATH = 0x00000040
+MOUNT_ATTR_RDONLY = 0x00000001
+
+# linux/openat2.h
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# asm/unistd.h: x86_64 has its own table, aarch64 the generic one; from 424 on they are the same.
+_NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {"pivot_root": 155, "capset": 126, "capget": 125, "seccomp": 317, "setns": 308, "clone": 56},
+    "aarch64": {"pivot_root": 41, "capset": 91, "capget": 90, "seccomp": 277, "setns": 268, "clone": 220},
+}
+_COMMON_NUMBERS = {
+    "pidfd_send_signal": 424,
+    "open_tree": 428,
+    "move_mount": 429,
+    "pidfd_open": 434,
+    "clone3": 435,
+    "openat2": 437,
+    "mount_setattr": 442,
+}
+_MACHINE = platform.machine()
+NUMBERS: dict[str, int] = {**_NUMBERS.get(_MACHINE, {}), **_COMMON_NUMBERS}
+"""System call numbers of this machine, by name; only the ones that libc may lack a function for."""
+
+
+def _checked(step: str, name: str, path: str, function: Callable[[], int]) -> int:
+    while True:
+        result = function()
+        if result != -1:
+            return result
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise SandboxError(step, syscall=name, path=path, errno=number)
+
+
+def syscall(step: str, name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | ctypes.Structure | None,
+            path: str = "") -> int:
+    """Make a system call by number; retried when a signal interrupts it.
+
+    :param step: what it is for, in words; it opens the error's message.
+    :param name: a key of :data:`NUMBERS`.
+    :param args: integers, bytes (passed as ``char *``), None (NULL) or buffers (passed by reference).
+    :param path: the object that it is applied to, for the error's message.
+    :raises SandboxError: it returned -1.
+    """
+    number = NUMBERS.get(name)
+    if number is None:
+        raise SandboxError(step, syscall=name, path=path, errno=errno.ENOSYS, detail=f"not known on {_MACHINE}")
+    converted: list[object] = []
+    for arg in args:
+        if isinstance(arg, int):
+            converted.append(ctypes.c_long(arg))
+        elif isinstance(arg, ctypes.Structure):
+            converted.append(ctypes.byref(arg))
+        else:
+            converted.append(arg)
+    return _checked(step, name, path, lambda: int(_LIBC.syscall(ctypes.c_long(number), *converted)))
+
+
+def libc_call(step: str, name: str, *args: object, path: str = "") -> int:
+    """Call a function of the C library that returns -1 and sets errno; retried on EINTR.
+
+    :raises SandboxError: it returned -1.
+    """
+    function = getattr(_LIBC, name)
+    return _checked(step, name, path, lambda: int(function(*args)))
+
+
+@contextmanager
+def os_step(step: str, name: str, path: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into the :class:`SandboxError` that names the step."""
+    try:
+        yield
+    except OSError as error:
+        raise SandboxError(step, syscall=name, path=path or str(error.filename or ""), errno=error.errno) from error
+
+
+def write_file(step: str, path: str, value: str) -> None:
+    """Write a value to a file of the kernel's (procfs, cgroupfs) with a single write(2).
+
+    :raises SandboxError: it names the path and the value.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise SandboxError(
+            step, syscall="write", path=path, errno=error.errno, detail=f"value {value!r}"
+        ) from error
+
+
+def mount(step: str, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2).
+
+    :raises SandboxError: it names source, target, file system and options.
+    """
+    described = f"{source} -> {target}" + (f" type {kind}" if kind else "") + (f" [{data}]" if data else "")
+    libc_call(
+        step,
+        "mount",
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        os.fsencode(data) or None,
+        path=described,
+    )
+
+
+def umount(step: str, target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    libc_call(step, "umount2", os.fsencode(target), ctypes.c_int(flags), path=target)
+
+
+def pivot_root(step: str, new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    syscall(step, "pivot_root", os.fsencode(new_root), os.fsencode(put_old), path=new_root)
+
+
+def unshare(step: str, flags: int) -> None:
+    """unshare(2)."""
+    libc_call(step, "unshare", ctypes.c_int(flags), path=hex(flags))
+
+
+def setns(step: str, descriptor: int, kind: int, path: str = "") -> None:
+    """setns(2)."""
+    syscall(step, "setns", descriptor, kind, path=path)
+
+
+def prctl(step: str, option: int, *args: int) -> int:
+    """prctl(2); missing arguments are 0, as several options demand."""
+    padded = [ctypes.c_ulong(arg) for arg in (*args, 0, 0, 0, 0)[:4]]
+    return libc_call(step, "prctl", ctypes.c_int(option), *padded, path=str(option))
+
+
+def set_name(name: str) -> None:
+    """Name the calling thread, as ps(1) shows it; at most 15 bytes (PR_SET_NAME, prctl(2))."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    libc_call("name the process", "prctl", ctypes.c_int(PR_SET_NAME), buffer, path=name)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def open_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> int:
+    """Open a path as if the directory ``root`` were the file system's root (openat2(2), RESOLVE_IN_ROOT).
+
+    No symlink, absolute or with ``..``, leads out of it; magic links of procfs aren't followed.
+
+    :param root: a directory's descriptor.
+    :returns: a descriptor, close-on-exec.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return syscall(
+        step, "openat2", root, os.fsencode(path), how, ctypes.sizeof(how), path=path
+    )
+
+
+def open_tree(step: str, directory: int, path: str, *, recursive: bool = False) -> int:
+    """Return a descriptor of a detached copy of the mount at a path (open_tree(2), kernel 5.2).
+
+    :param directory: what a relative path, or an empty one, refers to.
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    if not path:
+        flags |= AT_EMPTY_PATH
+    return syscall(step, "open_tree", directory, os.fsencode(path), flags, path=path)
+
+
+def move_mount(step: str, tree: int, target: int, path: str = "") -> None:
+    """Attach a detached mount on an open target (move_mount(2), kernel 5.2).
+
+    :param path: the target's path, for the error's message.
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    syscall(step, "move_mount", tree, b"", target, b"", flags, path=path)

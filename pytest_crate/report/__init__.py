@@ -1,0 +1,1 @@
+"""Usage becomes a table, JSON and messages."""
