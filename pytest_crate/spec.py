@@ -145,7 +145,8 @@ def format_size(size_bytes: int) -> str:
     """Return a size in words with a binary unit: ``64 MiB``, ``1.5 GiB``, ``512 B``."""
     amount = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
+        # What rounds to 1024 is one of the next unit: a peak a page below 1 GiB is not "1024 MiB".
+        if round(amount, 1) < 1024 or unit == "GiB":
             break
         amount /= 1024
     text = f"{amount:.1f}".removesuffix(".0")

@@ -88,5 +88,6 @@ class Usage:
             elif field.name in _PEAKS:
                 values[field.name] = now if now > before else None
             else:
-                values[field.name] = now - before
+                # The kernel scales user and system time to their exact sum: either may step back a little.
+                values[field.name] = max(0, now - before)
         return Usage(**values)

@@ -1,1 +1,19 @@
 """Image references become root filesystems in a content-addressed store."""
+
+from __future__ import annotations
+
+from pytest_crate.images.names import read_image_names, resolve_reference
+from pytest_crate.images.rootfs import ExtractLimits
+from pytest_crate.images.source import ArchiveFile, ImageSource
+from pytest_crate.images.store import Image, ImageStore, default_store_root
+
+__all__ = [
+    "ArchiveFile",
+    "ExtractLimits",
+    "Image",
+    "ImageSource",
+    "ImageStore",
+    "default_store_root",
+    "read_image_names",
+    "resolve_reference",
+]

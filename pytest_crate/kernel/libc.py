@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,10 @@ from pytest_crate.errors import SandboxError
 
 # use_errno: errno is kept per thread by ctypes, so that nothing between call and reading changes it.
 _LIBC = ctypes.CDLL(None, use_errno=True)
+if sys.platform == "linux":
+    # Called dozens of times per crate: its types are declared once, on an entry that set_name() doesn't share.
+    _PRCTL = _LIBC["prctl"]
+    _PRCTL.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
@@ -71,8 +76,14 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # asm/unistd.h: x86_64 has its own table, aarch64 the generic one; from 424 on they are the same.
 _NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "capget": 125, "seccomp": 317, "setns": 308, "clone": 56},
-    "aarch64": {"pivot_root": 41, "capset": 91, "capget": 90, "seccomp": 277, "setns": 268, "clone": 220},
+    "x86_64": {
+        "pivot_root": 155, "capset": 126, "capget": 125, "seccomp": 317, "setns": 308, "clone": 56,
+        "setgroups": 116, "setresuid": 117, "setresgid": 119,
+    },
+    "aarch64": {
+        "pivot_root": 41, "capset": 91, "capget": 90, "seccomp": 277, "setns": 268, "clone": 220,
+        "setgroups": 159, "setresuid": 147, "setresgid": 149,
+    },
 }
 _COMMON_NUMBERS = {
     "pidfd_send_signal": 424,
@@ -197,8 +208,8 @@ def setns(step: str, descriptor: int, kind: int, path: str = "") -> None:
 
 def prctl(step: str, option: int, *args: int) -> int:
     """prctl(2); missing arguments are 0, as several options demand."""
-    padded = [ctypes.c_ulong(arg) for arg in (*args, 0, 0, 0, 0)[:4]]
-    return libc_call(step, "prctl", ctypes.c_int(option), *padded, path=str(option))
+    first, second, third, fourth = (*args, 0, 0, 0, 0)[:4]
+    return _checked(step, "prctl", str(option), lambda: int(_PRCTL(option, first, second, third, fourth)))
 
 
 def set_name(name: str) -> None:
@@ -220,9 +231,15 @@ def open_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> 
     :returns: a descriptor, close-on-exec.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    return syscall(
-        step, "openat2", root, os.fsencode(path), how, ctypes.sizeof(how), path=path
-    )
+    attempts = 128
+    while True:
+        attempts -= 1
+        try:
+            return syscall(step, "openat2", root, os.fsencode(path), how, ctypes.sizeof(how), path=path)
+        except SandboxError as error:
+            # A rename or mount anywhere on the host during a walk over ".." (openat2(2), ERRORS): try again.
+            if error.errno != errno.EAGAIN or not attempts:
+                raise
 
 
 def open_tree(step: str, directory: int, path: str, *, recursive: bool = False) -> int:

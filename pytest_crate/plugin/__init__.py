@@ -1,1 +1,87 @@
-"""The pytest plugin: options, marker, walk, fixtures."""
+"""The pytest plugin: options, marker, walk, fixtures; it loads the rest only when a test has a crate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_crate.plugin import options
+from pytest_crate.plugin.fixtures import crate_sandbox, crate_sandbox_factory
+
+if TYPE_CHECKING:
+    from pytest_crate.plugin.walk import CrateFailed as CrateFailed
+    from pytest_crate.sandbox.temporary import TemporaryEntries
+
+__all__ = ["CrateFailed", "crate_sandbox", "crate_sandbox_factory"]
+
+_ENTRIES = pytest.StashKey["TemporaryEntries"]()
+
+_MARKER = (
+    "crate(memory, swap, cpus, cpuset, pids, timeout, image, network, mounts, tmpfs, env, clean_env, hostname, user, "
+    "workdir, cap_add, seccomp): run the test in a crate: fresh namespaces, its own root filesystem, limits that the "
+    "kernel enforces"
+)
+
+
+def __getattr__(name: str) -> object:
+    if name == "CrateFailed":
+        from pytest_crate.plugin.walk import CrateFailed
+
+        return CrateFailed
+    raise AttributeError(name)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_crate.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # As early as a plugin can: what conftest files put into /tmp is this run's.
+    from pytest_crate.sandbox.temporary import TemporaryEntries
+
+    early_config.stash[_ENTRIES] = TemporaryEntries()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", _MARKER)
+    if not hasattr(config, "workerinput"):
+        from pytest_crate.plugin.summary import Summary
+
+        config.pluginmanager.register(Summary(config), "crate-summary")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if config.getoption("crate_doctor"):
+        from pytest_crate.cli.doctor import print_doctor
+
+        return print_doctor(as_json=False)
+    return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Once the items are settled: give each that wants one its crate, and load the walk if there is any."""
+    config = session.config
+    wanted = any(
+        item.get_closest_marker("crate") is not None or "crate_sandbox" in names or "crate_sandbox_factory" in names
+        for item in session.items
+        for names in (getattr(item, "fixturenames", ()),)
+    )
+    if not (wanted or (config.getoption("crate_all") and session.items)):
+        return
+    from pytest_crate.plugin.conductor import Conductor
+
+    entries = config.stash.get(_ENTRIES, None)
+    if entries is None:  # no early start: the plugin was loaded with -p from a conftest file
+        from pytest_crate.sandbox.temporary import TemporaryEntries
+
+        entries = TemporaryEntries()
+    Conductor.take_over(session, entries)

@@ -1,0 +1,55 @@
+"""The documentation keeps up with the code: its examples are files that run, its tables are complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_crate.spec import CEILING_KEYS, KEYS
+from pytest_crate.usage import Usage
+
+DOCS = Path(__file__).parent
+EXAMPLES = sorted((DOCS / "examples").rglob("*.py"))
+PAGES = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+
+
+@pytest.mark.parametrize("example", [path for path in EXAMPLES if path.name.startswith("test_")], ids=lambda p: p.stem)
+def test_every_example_is_shown(example):
+    """No example is a file that no page includes; a test of a conftest.py is shown by it."""
+    shown = example.with_name("conftest.py") if example.parent.name == "hooks" else example
+    assert any(f"literalinclude}} {shown.relative_to(DOCS)}\n" in text for text in PAGES.values())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_on_a_page_is_included(page):
+    """A page includes its Python from a file that is run; it has none of its own."""
+    assert not re.search(r"^```(\{code-block\} )?python", PAGES[page], re.MULTILINE)
+
+
+def test_python_in_the_readme_is_an_example():
+    """The README's Python blocks stand in the examples, word for word."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    sources = "".join(path.read_text() for path in EXAMPLES)
+    assert len(blocks) == 3
+    assert [block for block in blocks if block not in sources] == []
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_documented(key):
+    """The marker's page has a row for every key."""
+    assert f"\n| `{key}` |" in PAGES["marker.md"]
+
+
+@pytest.mark.parametrize("key", CEILING_KEYS)
+def test_every_ceiling_is_documented(key):
+    """The options' page names every ceiling."""
+    assert f"`crate_{key}_ceiling`" in PAGES["options.md"]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Usage)])
+def test_every_usage_field_is_documented(field):
+    """The usage page names every field."""
+    assert f"`{field}`" in PAGES["usage.md"]

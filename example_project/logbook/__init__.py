@@ -1,0 +1,3 @@
+"""Summarize web server logs."""
+
+from __future__ import annotations

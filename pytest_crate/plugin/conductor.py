@@ -1,0 +1,266 @@
+"""Leads each item that rides in a crate through pytest's hooks, and attaches what its crates used to its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_crate.errors import CrateError, HostError
+from pytest_crate.plugin import specs
+from pytest_crate.plugin.crates import Crates, Uncrated
+from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
+from pytest_crate.report.failure import failure_section
+from pytest_crate.report.header import header_line
+from pytest_crate.report.limits import near_limits
+from pytest_crate.result import CrateResult
+from pytest_crate.sandbox.sandbox import Sandbox
+from pytest_crate.sandbox.temporary import TemporaryEntries
+from pytest_crate.spec import CrateSpec
+
+CRATES = pytest.StashKey[Crates]()
+"""On the config: what makes the crates of this process."""
+
+DRIVEN = pytest.StashKey[list[tuple[CrateSpec, CrateResult, bytes]]]()
+"""On an item: the crates that its fixtures drove, when they have ended: spec, result, tail of standard error."""
+
+_WALK = pytest.StashKey[Walk]()
+_REPORTED = pytest.StashKey[bool]()
+
+
+class Conductor:
+    """The outermost plugin around an item's protocol, in pytest and in the child."""
+
+    def __init__(self, config: pytest.Config, crates: Crates) -> None:
+        self.config = config
+        self.crates = crates
+        self._worker = getattr(config, "workerinput", {}).get("workerid")
+
+    @classmethod
+    def take_over(cls, session: pytest.Session, entries: TemporaryEntries) -> None:
+        """Decide which items get a crate; if any does, join the run.
+
+        :raises pytest.UsageError: a crate is described wrongly.
+        """
+        config = session.config
+        find_image = specs.ImageFinder(config)
+        if not specs.assign(config, session.items, find_image) or config.getoption("collectonly"):
+            return
+        crates = Crates(config, entries, find_image)
+        config.stash[CRATES] = crates
+        config.stash[OWNER] = os.getpid()
+        config.pluginmanager.register(Mirror(), "crate-mirror")
+        # Registered last and tried first: the outermost of all.
+        config.pluginmanager.register(cls(config, crates), "crate-conductor")
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def pytest_report_collectionfinish(self) -> str | None:
+        try:
+            return self._header()
+        except HostError as error:
+            return f"crate: {error}"
+
+    def _header(self) -> str:
+        enforcement = self.crates.enforcement
+        return header_line(
+            kernel_release=os.uname().release,
+            cgroup_version=enforcement.cgroup_version or None,
+            cgroup_parent=enforcement.how,
+            rootless=enforcement.rootless,
+            rootfs="overlay",
+            not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.limits),
+            unsupported=self.crates.policy,  # type: ignore[arg-type]
+            off=self.config.getoption("crate_off"),
+        )
+
+    def pytest_unconfigure(self) -> None:
+        if os.getpid() == self.config.stash[OWNER]:
+            self.crates.close()
+
+    # -- the protocol ----------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        if not specs.rides(item):
+            return (yield)
+        failure: BaseException | None = None
+        try:
+            return (yield)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            walk = item.stash.get(_WALK, None)
+            if walk is not None:
+                if walk.in_child:
+                    walk.child_ends(failure)
+                walk.disarm()
+                del item.stash[_WALK]
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        if specs.rides(item):
+            earlier = item.stash.get(_WALK, None)
+            if earlier is not None:  # a plugin tries the item again: each try has a crate of its own
+                if earlier.in_child:
+                    earlier.child_ends()
+                earlier.disarm()
+            walk = Walk(item, item.stash[specs.SPEC], self._create, self)
+            item.stash[_WALK] = walk
+            walk.arm()
+        return (yield from self._phase(item, "setup"))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        return (yield from self._phase(item, "call"))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        return (yield from self._phase(item, "teardown"))
+
+    def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
+        walk = item.stash.get(_WALK, None)
+        if walk is None:
+            return (yield)
+        walk.phase_starts(phase)
+        try:
+            return (yield)
+        finally:
+            walk.phase_ends()
+
+    def _create(self, item: pytest.Item) -> Sandbox:
+        try:
+            return self.crates.create_or_refuse(item.stash[specs.SPEC])
+        except CrateError as error:
+            pytest.fail(f"crate: {error}", pytrace=False)
+
+    # -- reports ---------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        walk = item.stash.get(_WALK, None)
+        if walk is not None:
+            if walk.in_child:
+                walk.child_made(report)
+                return report
+            if walk.is_phase_report(report):
+                report = _mirrored(walk, call, report)
+        if report.when == "teardown" and specs.SPEC in item.stash:
+            self._attach(item, walk, report)
+        return report
+
+    def _attach(self, item: pytest.Item, walk: Walk | None, report: pytest.TestReport) -> None:
+        """Attach to a teardown report what the item's crates used: xdist carries it to the controller."""
+        spec = item.stash[specs.SPEC]
+        driven = item.stash.get(DRIVEN, [])
+        item.stash[DRIVEN] = []
+        found = [(used, result) for used, result, _ in driven]
+        if walk is not None and walk.result is not None:
+            found.append((spec, walk.result))
+        uncrated = None if walk is None else walk.uncrated
+        if not found and uncrated is None:
+            return
+        for _, result in found:
+            item.ihook.pytest_crate_usage(item=item, usage=result.usage)
+        for used, result, stderr in driven:
+            if result.exceeded:
+                report.sections.append(failure_section(result, used, stderr=stderr))
+        data: dict[str, Any] = {
+            "worker": self._worker,
+            "spec": spec.to_json(),
+            "uncrated": uncrated,
+            "crates": [
+                {**result.to_json(), **({} if used == spec else {"spec": used.to_json()})} for used, result in found
+            ],
+            "host": host_facts(self.crates),
+            "header": self._header(),
+        }
+        report.crate = data  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        walk = self._walk_of_child()
+        if walk is not None:
+            walk.child_logs(report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logfinish(self) -> None:
+        walk = self._walk_of_child()
+        if walk is not None:
+            walk.child_ends()
+
+    def _walk_of_child(self) -> Walk | None:
+        return self.config.stash.get(Walk.CHILD, None)
+
+
+class Mirror:
+    """The innermost plugin: gives the other plugins' report hooks, in pytest, the child's report to work on."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport | None:
+        walk = item.stash.get(_WALK, None)
+        if walk is None or walk.in_child or call.excinfo is not None or not walk.is_phase(call.when):
+            return None
+        return walk.mirror_report(call.when)
+
+
+def _mirrored(walk: Walk, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
+    """Return what counts as the report of a phase in pytest: the child's, wherever it has sent one."""
+    own = report
+    mirrored = walk.mirror_report(call.when)
+    if mirrored is not None and call.excinfo is None:
+        report = mirrored
+    elif mirrored is not None:
+        # The child's part went well, or not; then a wider fixture failed in pytest itself.
+        report.sections[:0] = [section for section in mirrored.sections if section not in report.sections]
+        if mirrored.failed:
+            report.sections.append(("teardown inside the crate", mirrored.longreprtext))
+    if mirrored is not None and call.when == "teardown":
+        _add_output(report, [section for section in walk.own_sections() if own is not report or section not in report.sections])
+    if call.excinfo is not None and isinstance(call.excinfo.value, CrateFailed):
+        _speak_for_the_child(walk, call.excinfo.value, report)
+    if report.failed and walk.result is not None:
+        result = walk.result
+        if walk.collapsed_in(call.when) or near_limits(result, walk.spec):
+            report.sections.append(failure_section(result, walk.spec, stacks=walk.stacks))
+    return report
+
+
+def _add_output(report: pytest.TestReport, sections: list[tuple[str, str]]) -> None:
+    """Add output of wider fixtures' teardown to the section of the same name, as if it were one process."""
+    for title, text in sections:
+        for index, (name, before) in enumerate(report.sections):
+            if name == title:
+                report.sections[index] = (name, before + text)
+                break
+        else:
+            report.sections.append((title, text))
+
+
+def _speak_for_the_child(walk: Walk, failure: CrateFailed, report: pytest.TestReport) -> None:
+    report.sections[:0] = [section for section in failure.sections if section not in report.sections]
+    # A crash is not the failure that an xfail without raises= foresaw.
+    if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in walk.item.iter_markers("xfail")):
+        del report.wasxfail
+        report.outcome = "failed"
+
+
+def host_facts(crates: Crates) -> dict[str, object]:
+    """Return what enforced the crates, for the JSON report."""
+    enforcement = crates.enforcement
+    return {
+        "kernel": os.uname().release,
+        "cgroup_version": enforcement.cgroup_version or None,
+        "cgroup_parent": enforcement.how,
+        "rootless": enforcement.rootless,
+        "limits": sorted(enforcement.limits),
+    }
+
+
+__all__ = ["CRATES", "DRIVEN", "Conductor", "Mirror", "Uncrated"]

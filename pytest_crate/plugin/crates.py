@@ -1,0 +1,167 @@
+"""Makes the crates of a pytest process: one engine, one image store, one view of the host."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import host
+from pytest_crate.plugin import options
+from pytest_crate.plugin.specs import ImageFinder
+from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
+from pytest_crate.sandbox.sandbox import Engine, Enforcement, Sandbox
+from pytest_crate.spec import CrateSpec
+
+if TYPE_CHECKING:
+    from pytest_crate.images import ImageStore
+
+
+class Crates:
+    """The crates of one pytest process; made at collection if a test wants one, closed at the end."""
+
+    def __init__(self, config: pytest.Config, entries: temporary.TemporaryEntries, find_image: ImageFinder) -> None:
+        self.config = config
+        self.find_image = find_image
+        self.policy = options.unsupported_policy(config)
+        self._entries = entries
+        self._engine = Engine(cgroup_parent=config.getini("crate_cgroup_parent") or None)
+        self._store: ImageStore | None = None
+        self._mounts: tuple[rootfs.MountPoint, ...] | None = None
+        self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
+        self._libraries: tuple[str, ...] | None = None
+        # Before the first fork: each child would make a numbered directory of its own.
+        self._basetemp = os.path.realpath(self._make_basetemp())
+
+    def _make_basetemp(self) -> str:
+        factory = self.config._tmp_path_factory  # type: ignore[attr-defined]  # noqa: SLF001
+        return str(factory.getbasetemp())
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """What enforces crates here."""
+        return self._engine.enforcement
+
+    def create(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+        """Make a crate of a spec.
+
+        :param timed: kill it at the spec's timeout, counted from now on; a body's time is counted by its walk.
+        :raises HostError: the host can't give what it needs; with the doctor's reason and remedy.
+        :raises ImageError: its image can't be used.
+        :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
+        """
+        operations = self.plan(spec)
+        if self.config.getoption("crate_debug"):
+            self._show(spec, operations)
+        try:
+            return self._engine.create(spec, operations, timed=timed)
+        except SandboxError as error:
+            explained = host.explain(error)
+            if explained is not None:
+                raise explained from error
+            raise
+
+    def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+        """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
+
+        :raises Uncrated: the policy is ``run``.
+        :raises CrateError: as :meth:`create`.
+        """
+        try:
+            return self.create(spec, timed=timed)
+        except HostError as error:
+            if self.policy == "skip":
+                pytest.skip(f"crate not supported here: {error}")
+            if self.policy == "run":
+                raise Uncrated(str(error)) from error
+            pytest.fail(f"crate not supported here: {error}", pytrace=False)
+
+    def plan(self, spec: CrateSpec) -> list[mounts.Operation]:
+        """Return the mount operations of a spec's root."""
+        rootless = self._engine.enforcement.rootless
+        if self._mounts is None:
+            self._mounts = host_view.read_mounts()
+        kept = self._entries.new()
+        rootfs_path = None if spec.image is None else self._open_image(spec.image)
+        if rootfs_path is not None and self._libraries is None:
+            self._libraries = host_view.load_interpreter_libraries()
+        view = rootfs.HostView(
+            mounts=self._mounts,
+            rootless=rootless,
+            homes=host_view.home_directories(os.environ),
+            project=self._project(),
+            kept=tuple(path for path in kept if not rootfs.is_at_or_below(self._basetemp, path)),
+            sockets=temporary.unix_sockets(kept),
+            writable=(self._basetemp,),
+            libraries=self._libraries or (),
+        )
+        return rootfs.plan_root(spec, view, rootfs=rootfs_path)
+
+    def _project(self) -> tuple[str, ...]:
+        from sys import modules
+
+        if self._interpreter[0] != len(modules):
+            environ = os.environ
+            paths = (*host_view.interpreter_paths(), str(self.config.invocation_params.dir))
+            homes = host_view.home_directories(environ)
+            visible = host_view.visible_paths(paths, homes, str(self.config.rootpath))
+            self._interpreter = (len(modules), visible)
+        return self._interpreter[1]
+
+    def _open_image(self, reference: str) -> str:
+        from pytest_crate.images import ImageStore, default_store_root
+
+        if self._store is None:
+            root = self.config.getini("crate_image_store") or default_store_root(os.environ)
+            self._store = ImageStore(os.path.join(str(self.config.rootpath), os.path.expanduser(root)))
+        return self._store.open(self.find_image(reference), reference, progress=self._progress).rootfs
+
+    def _progress(self, line: str) -> None:
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        if reporter is None:
+            return  # an xdist worker: its terminal is the controller's
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    def _show(self, spec: CrateSpec, operations: list[mounts.Operation]) -> None:
+        for line in debug_lines(spec, operations):
+            self._progress(line)
+
+    def close(self) -> None:
+        """End the engine, and every crate with it."""
+        self._engine.close()
+
+
+def debug_lines(spec: CrateSpec, operations: list[mounts.Operation]) -> list[str]:
+    """Return what ``--crate-debug`` shows of a crate: its spec, its mounts and the descriptors a body inherits."""
+    lines = ["crate spec:"]
+    lines += [f"  {name} = {value}" for name, value in spec.to_json().items() if value not in (None, [], {}, False)]
+    lines.append("crate mounts:")
+    lines += [f"  {operation.describe()}" for operation in operations]
+    lines.append("directories that a body inherits open:")
+    lines += _open_directories() or ["  none"]
+    return lines
+
+
+def _open_directories() -> list[str]:
+    found = []
+    for name in sorted(os.listdir("/proc/self/fd"), key=int):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+        if os.path.isdir(target):
+            found.append(f"  {name} {target}")
+    return found
+
+
+class Uncrated(Exception):  # noqa: N818 - a decision, not an error
+    """The host can't enforce a crate, and ``crate_unsupported = run`` wants the test run all the same."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,73 @@
+"""Makes the crates that a test drives by hand, and keeps what became of them for its report."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from pytest_crate.errors import CrateError, SpecError
+from pytest_crate.plugin import specs
+from pytest_crate.plugin.conductor import CRATES, DRIVEN
+from pytest_crate.plugin.crates import Uncrated
+from pytest_crate.plugin.walk import OWNER
+from pytest_crate.sandbox.program import CrateSandbox
+
+
+class Driver:
+    """The crates of one fixture of one test."""
+
+    def __init__(self, item: pytest.Item, *, name: str = "crate_sandbox_factory") -> None:
+        self._item = item
+        self._name = name
+        self._stack = ExitStack()
+        self._count = 0
+        if CRATES not in item.config.stash or specs.SPEC not in item.stash:
+            pytest.fail(
+                f"{name}: request it in the test's arguments or through a fixture there, not with getfixturevalue: "
+                "whether a test rides in its crate or drives it is decided at collection",
+                pytrace=False,
+            )
+        if os.getpid() != item.config.stash[OWNER]:
+            pytest.fail(f"{name}: this test runs inside its crate already", pytrace=False)
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def make(self, **keys: Any) -> CrateSandbox:
+        """Make a crate of the test's spec, changed by marker keys.
+
+        :raises SpecError: a key is unknown or a value does not parse.
+        :raises ImageError: its image can't be used.
+        """
+        crates = self._item.config.stash[CRATES]
+        spec = self._item.stash[specs.SPEC]
+        if keys:
+            spec = specs.changed(self._item, keys, origin=self._name)
+            specs.check(spec, crates.find_image)
+        try:
+            sandbox = crates.create_or_refuse(spec, timed=True)
+        except Uncrated as refusal:
+            # There is no program to run "unsandboxed": a test that drives crates needs one.
+            pytest.fail(f"crate not supported here: {refusal.reason}", pytrace=False)
+        except SpecError:
+            raise
+        except CrateError as error:
+            pytest.fail(f"crate: {error}", pytrace=False)
+        self._count += 1
+        name = self._name if self._name == "crate_sandbox" else f"crate_sandbox[{self._count}]"
+        made = CrateSandbox(sandbox, spec, name=name)
+        self._stack.callback(self._close, made)
+        return made
+
+    def _close(self, made: CrateSandbox) -> None:
+        result = made.close()
+        self._item.stash.setdefault(DRIVEN, []).append((made.spec, result, made.stderr_tail))

@@ -1,0 +1,90 @@
+"""The command line and ini options, and the layers of a spec that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_crate.spec import Layer
+
+POLICIES = ("fail", "skip", "run")
+
+# Marker key → what the option's value is called in --help. Every one has an ini twin.
+_DEFAULTS = {
+    "memory": ("SIZE", "memory limit of each crate, such as 256m"),
+    "cpus": ("N", "CPU limit of each crate, such as 0.5"),
+    "pids": ("N", "most tasks at once in each crate"),
+    "timeout": ("SECONDS", "wall time of each crate, after which it is killed"),
+    "image": ("IMAGE", "root filesystem of each crate: a name or a path"),
+    "network": ("none|host", "network of each crate"),
+}
+CEILINGS = ("memory", "cpus", "pids", "timeout", "tmpfs")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add every option of the plugin."""
+    group = parser.getgroup("crate", "crates: isolation and resource limits")
+    group.addoption("--crate-all", action="store_true", help="run every test in a crate, marked or not")
+    group.addoption("--crate-off", action="store_true", help="run no test body in a crate: NOTHING is enforced")
+    for key, (metavar, text) in _DEFAULTS.items():
+        group.addoption(f"--crate-{key}", metavar=metavar, help=f"{text} (ini: crate_{key})")
+        parser.addini(f"crate_{key}", f"default: {text}")
+    group.addoption(
+        "--crate-mount",
+        action="append",
+        default=[],
+        metavar="SRC[:DST][:ro|rw]",
+        help="host path made visible in each crate; repeatable (ini: crate_mount)",
+    )
+    parser.addini("crate_mount", "host paths made visible in each crate: src[:dst][:ro|rw], one per line", "linelist")
+    for key in CEILINGS:
+        parser.addini(f"crate_{key}_ceiling", f"the most that a crate may ask for as {key}")
+    parser.addini("crate_unsupported", f"a crate that the host can't enforce: {', '.join(POLICIES)}", default="fail")
+    parser.addini("crate_cgroup_parent", "cgroup below which crates' cgroups are made")
+    parser.addini("crate_image_store", "directory of extracted images (default: $XDG_CACHE_HOME/pytest-crate)")
+    group.addoption(
+        "--crate-require", action="store_true", help="crate_unsupported = skip or run counts as fail; for CI"
+    )
+    group.addoption(
+        "--crate-top", type=int, default=10, metavar="N", help="rows of the summary, biggest first (0: all; default: 10)"
+    )
+    group.addoption("--crate-report", metavar="FILE", help="write what every crate used to FILE, as JSON")
+    group.addoption("--crate-debug", action="store_true", help="show for each crate what it is made of")
+    group.addoption("--crate-doctor", action="store_true", help="show what this host offers to crates, and exit")
+
+
+def default_layers(config: pytest.Config) -> Iterator[Layer]:
+    """Yield the layers of the ini file, then of the command line: one for each option set."""
+    from pytest_crate.spec import Layer
+
+    root = str(config.rootpath)
+    here = str(config.invocation_params.dir)
+    for key in _DEFAULTS:
+        if value := config.getini(f"crate_{key}"):
+            yield Layer(origin=f"ini crate_{key}", values={key: value}, directory=root)
+    if mounts := config.getini("crate_mount"):
+        yield Layer(origin="ini crate_mount", values={"mounts": mounts}, directory=root)
+    for key in _DEFAULTS:
+        if (value := config.getoption(f"crate_{key}")) is not None:
+            yield Layer(origin=f"--crate-{key}", values={key: value}, directory=here)
+    if mounts := config.getoption("crate_mount"):
+        yield Layer(origin="--crate-mount", values={"mounts": mounts}, directory=here)
+
+
+def ceilings(config: pytest.Config) -> dict[str, object]:
+    """Return the ceilings that are set, by marker key."""
+    return {key: value for key in CEILINGS if (value := config.getini(f"crate_{key}_ceiling"))}
+
+
+def unsupported_policy(config: pytest.Config) -> str:
+    """Return what a crated test does where the host can't enforce its spec.
+
+    :raises pytest.UsageError: the ini file says something else than one of :data:`POLICIES`.
+    """
+    policy = str(config.getini("crate_unsupported"))
+    if policy not in POLICIES:
+        raise pytest.UsageError(f"ini crate_unsupported={policy!r}: expected one of {', '.join(POLICIES)}")
+    return "fail" if config.getoption("crate_require") else policy

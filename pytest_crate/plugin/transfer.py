@@ -1,0 +1,116 @@
+"""Reports and warnings as builtins, so that they can cross from a crate to pytest."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+MAX_TEXT_CHARACTERS = 4 << 20
+"""A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
+
+
+def to_builtins(value: object) -> Any:
+    """Return the value with everything that JSON can't hold replaced by its ``repr``."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return _shortened(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_builtins(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_builtins(item) for item in value]
+    try:
+        return _shortened(repr(value))
+    except Exception as error:  # noqa: BLE001 - a user's __repr__ may do anything
+        return f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
+
+
+def _shortened(text: str) -> str:
+    # Lone surrogates survive JSON's escapes; str subclasses don't matter here.
+    if len(text) <= MAX_TEXT_CHARACTERS:
+        return str(text)
+    half = MAX_TEXT_CHARACTERS // 2
+    cut = len(text) - 2 * half
+    return f"{text[:half]}\n[... {cut} characters cut by pytest-crate ...]\n{text[-half:]}"
+
+
+def pack_report(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any]:
+    """Return a report as builtins, through pytest's own hook, so that a plugin's kind of report keeps its kind."""
+    data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    packed: dict[str, Any] = to_builtins(data)
+    return packed
+
+
+def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.TestReport:
+    """Rebuild a report that :func:`pack_report` wrote."""
+    # from_serializable takes what it is given apart: it gets a copy.
+    copied = _copy(data)
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
+    # JSON has no tuples; pytest and junitxml take these apart as such.
+    if isinstance(report.longrepr, list):
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, reason)
+    report.location = tuple(report.location)  # type: ignore[assignment]
+    report.user_properties = [(str(name), value) for name, value in report.user_properties]
+    report.sections = [(str(name), str(text)) for name, text in report.sections]
+    return report
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+class WarningCollector:
+    """In a crate: takes the place of ``warnings.showwarning`` and keeps what it is shown, packed."""
+
+    def __init__(self) -> None:
+        self.packed: list[dict[str, Any]] = []
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        self.packed.append(
+            {
+                "text": to_builtins(str(message)),
+                "module": category.__module__,
+                "name": category.__qualname__,
+                "filename": filename,
+                "lineno": lineno,
+            }
+        )
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return what was collected since the last call."""
+        taken, self.packed = self.packed, []
+        return taken
+
+
+def show_warning(data: Mapping[str, Any]) -> None:
+    """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
+    category: Any = sys.modules.get(data["module"])
+    for name in data["name"].split("."):
+        category = getattr(category, name, None)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        # Defined inside the test, or imported only there: its name is kept.
+        category = type(data["name"], (Warning,), {"__module__": data["module"]})
+    warnings.showwarning(_rebuilt(category, data["text"]), category, data["filename"], data["lineno"])
+
+
+def _rebuilt(category: type[Warning], text: str) -> Warning:
+    message = Warning.__new__(category, text)
+    message.args = (text,)
+    return message

@@ -1,0 +1,528 @@
+"""The mirrored walk: the child takes an item through pytest's protocol in its crate, pytest walks along and reports.
+
+Theory of operation. At the item's own set-up step pytest sets up the wider fixtures itself, forks
+into a fresh crate, and both go on through the same protocol. The *child* does everything for real
+and sends each report, over a pipe, to the *mirror*: pytest itself, which waits in each phase for
+the child's report and returns that one as its own. What the child can no longer say, because it was
+killed, timed out or went over a limit, the mirror says in its place, always as a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+
+import pytest
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.plugin import private, transfer
+from pytest_crate.plugin.crates import Uncrated
+from pytest_crate.report.limits import failure_message
+from pytest_crate.result import CrateResult, Exit, Limit
+from pytest_crate.sandbox import child, wire
+from pytest_crate.sandbox.environment import payload_environment
+from pytest_crate.sandbox.sandbox import NOTHING_YET
+from pytest_crate.spec import CrateSpec
+from pytest_crate.usage import Usage
+
+if TYPE_CHECKING:
+    from pytest_crate.sandbox.sandbox import Sandbox
+
+Phase = Literal["setup", "call", "teardown"]
+
+BODY = "body"
+"""The name, in reports, of the crate that a test's body rides in."""
+
+# A real-time signal, so that it is in nobody's way, and so that two of it are two (signal(7)).
+_STACKS_SIGNAL = signal.SIGRTMAX - 2
+_STACKS_WAIT_SECONDS = 2.0
+_STACKS_MAX_BYTES = 1 << 20
+_EXIT_CLOSED = 71  # EX_OSERR: the child found its report descriptor closed
+
+
+class CrateFailed(pytest.fail.Exception):
+    """A test's crate went over a limit, or its process ended without a report.
+
+    ``xfail`` counts it as an expected failure only if it is named: ``raises=pytest_crate.plugin.CrateFailed``.
+
+    :ivar sections: the captured output that the child did send.
+    """
+
+    # As pytest's own outcomes: the short summary then shows the class's name alone.
+    __module__ = "builtins"
+
+    def __init__(self, message: str, sections: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message, pytrace=False)
+        self.sections = list(sections)
+
+
+class Walk:
+    """One try of one item in one crate, on both sides of the fork."""
+
+    CHILD = pytest.StashKey["Walk"]()
+    """On the config, in a child: the walk that it is on."""
+
+    def __init__(self, item: pytest.Item, spec: CrateSpec, create: Callable[[pytest.Item], Sandbox], plugin: object):
+        self.item = item
+        self.spec = spec
+        self.plugin = plugin
+        self.in_child = False
+        self.result: CrateResult | None = None
+        self.uncrated: str | None = None
+        self.stacks = ""
+        self._create = create
+        self._phase: Phase = "setup"
+        self._phase_over = False
+        # the mirror's
+        self._sandbox: Sandbox | None = None
+        self._mirroring = False
+        self._body = 0
+        self._pidfd = -1
+        self._channel = -1
+        self._stacks_fd = -1
+        self._stacks = bytearray()
+        self._frames = wire.FrameReader()
+        self._messages: deque[wire.Message] = deque()
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._collapsed: set[str] = set()
+        self._seen = NOTHING_YET
+        self._exceeded: list[Limit] = []
+        self._deadline: float | None = None
+        self._exit = Exit()
+        # the child's
+        self._pid = 0
+        self._identity = (0, 0)
+        self._warnings = transfer.WarningCollector()
+        self._phase_report: pytest.TestReport | None = None
+
+    # -- both sides ------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Have the item's set-up step done in a crate."""
+        self.item.setup = self._set_up  # type: ignore[method-assign]
+
+    def disarm(self) -> None:
+        """Give the item its own methods back, and leave no crate behind."""
+        for name in ("setup", "runtest"):
+            self.item.__dict__.pop(name, None)
+        if not self.in_child:
+            self.end()
+
+    def phase_starts(self, phase: Phase) -> None:
+        """Note that a phase's hook is called."""
+        self._phase, self._phase_over = phase, False
+
+    def phase_ends(self) -> None:
+        """Note that a phase's hook has returned or raised: the next report made is the phase's."""
+        self._phase_over = True
+
+    def _set_up(self) -> None:
+        del self.item.setup  # the class's own method again
+        private.set_up_wider_fixtures(self.item)
+        try:
+            sandbox = self._create(self.item)
+        except Uncrated as refusal:
+            self.uncrated = refusal.reason
+            self.item.setup()
+            return
+        self._sandbox = sandbox
+        self._channel, sending = os.pipe2(os.O_CLOEXEC)
+        self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
+        here = os.getcwd()
+        _flush(self.item.config)
+        # Objects alive now are never collected in the child: a collection would touch, and so copy,
+        # every page that holds one (gc.freeze, Python 3.7).
+        gc.freeze()
+        try:
+            self._body = sandbox.fork()
+        except SandboxError as error:
+            if os.getpid() != self.item.config.stash[OWNER]:
+                _die(sending, error)
+            raise
+        if self._body == 0:
+            self._become_child(sandbox, sending, stacks, here)
+            self.item.setup()
+            return
+        gc.unfreeze()
+        os.close(sending)
+        os.close(stacks)
+        self._become_mirror()
+
+    # -- the child -------------------------------------------------------------------------------
+
+    def _become_child(self, sandbox: Sandbox, sending: int, stacks: int, here: str) -> None:
+        self.in_child = True
+        self.item.config.stash[self.CHILD] = self
+        self._pid = os.getpid()
+        try:
+            os.close(self._channel)
+            os.close(self._stacks_fd)
+            self._channel = sending
+            status = os.fstat(sending)
+            self._identity = (status.st_dev, status.st_ino)
+            sandbox.disown()
+            environ = payload_environment(self.spec, dict(os.environ))
+            for name in set(os.environ) - set(environ):
+                del os.environ[name]
+            os.environ.update(environ)
+            who = child.who_is(self.spec.user)
+            where = self.spec.workdir or here
+            try:
+                os.chdir(where)
+            except OSError as error:
+                raise SandboxError("enter the working directory", syscall="chdir", path=where, errno=error.errno) from error
+            child.confine(sandbox.entry, who)
+            if faulthandler.is_enabled():
+                faulthandler.enable(file=stacks)
+            faulthandler.register(_STACKS_SIGNAL, file=stacks, all_threads=True, chain=False)
+        except SandboxError as error:
+            _die(sending, error)
+        warnings.showwarning = self._warnings
+        private.drop_wider_finalizers(self.item)
+        private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
+        private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Send a message to the mirror; end the process if that can't be done."""
+        if os.getpid() != self._pid:
+            # A fork of the test's that came back into pytest: one test has one report.
+            os._exit(1)
+        try:
+            status = os.fstat(self._channel)
+            if (status.st_dev, status.st_ino) != self._identity:
+                os._exit(_EXIT_CLOSED)
+            wire.write_frame(self._channel, message)
+        except OSError:
+            os._exit(_EXIT_CLOSED)
+
+    def child_made(self, report: pytest.TestReport) -> None:
+        """In the child: take a report that was just made; a phase's own is sent, others are logged later."""
+        if not self.is_phase_report(report):
+            return
+        self._phase_report = report
+        self._send(
+            {
+                "phase": self._phase,
+                "report": transfer.pack_report(self.item.config, report),
+                "warnings": self._warnings.take(),
+                "properties": transfer.to_builtins(self.item.user_properties),
+            }
+        )
+
+    def child_logs(self, report: pytest.TestReport) -> None:
+        """In the child: send a report that isn't a phase's, such as a subtest's."""
+        if self._phase == "teardown" and self._phase_report is not None and report.when == "setup":
+            # The protocol is over, and another plugin goes through its reports: so does the mirror.
+            self.child_ends()
+        if report is not self._phase_report:
+            self._send({"logged": transfer.pack_report(self.item.config, report)})
+
+    def child_ends(self, error: BaseException | None = None) -> NoReturn:
+        """In the child: leave, with the reason if the protocol was broken off."""
+        if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
+            # Out of the protocol before its teardown: what pytest does at the session's end.
+            with contextlib.suppress(BaseException):
+                private.tear_down_all(self.item)
+            self._send({"stop": _stop_message(error), "warnings": self._warnings.take()})
+        elif error is not None:
+            self._send({"error": f"{type(error).__name__}: {error}"})
+        _flush(self.item.config)
+        os._exit(0)
+
+    # -- the mirror ------------------------------------------------------------------------------
+
+    def _become_mirror(self) -> None:
+        self._mirroring = True
+        self._pidfd = os.pidfd_open(self._body)
+        if self.spec.timeout_usec is not None:
+            self._deadline = time.monotonic() + self.spec.timeout_usec / 1e6
+        # The item's own teardown is the child's. It is on the stack already.
+        pending = private.finalizers(self.item)
+        pending[:] = [self._tear_down]
+        self.item.runtest = self._run_test  # type: ignore[method-assign]
+        self._await("setup")
+
+    def _run_test(self) -> None:
+        self._await("call")
+
+    def _tear_down(self) -> None:
+        if self._collapsed:
+            return  # the crate is gone, and with it all that there was to tear down
+        self._await("teardown")
+        # The child leaves by itself after its last report; then nothing else in the crate matters.
+        self._wait_for_exit()
+        self.end()
+
+    def mirror_report(self, when: str) -> pytest.TestReport | None:
+        """In the mirror: the child's report of a phase, a new copy at each call; None if it sent none."""
+        data = self._reports.get(when)
+        return None if data is None or not self._mirroring else transfer.unpack_report(self.item.config, data)
+
+    def is_phase(self, when: str) -> bool:
+        """Whether the report to be made is a phase's own, not one made in the midst of it (a subtest's)."""
+        return self._phase_over and when == self._phase
+
+    def is_phase_report(self, report: pytest.TestReport) -> bool:
+        """Whether a report just made is a phase's own; at the first call in a phase."""
+        if not self.is_phase(str(report.when)):
+            return False
+        self._phase_over = False
+        return True
+
+    def own_sections(self) -> list[tuple[str, str]]:
+        """In the mirror: the output that pytest itself captured during the teardown, of wider fixtures."""
+        return [
+            (f"Captured {key} {when}", text)
+            for when, key, text in self.item._report_sections  # noqa: SLF001
+            if when == "teardown" and text
+        ]
+
+    def collapsed_in(self, when: str) -> bool:
+        """Whether the mirror had to speak for the child in a phase."""
+        return when in self._collapsed
+
+    def _await(self, phase: Phase) -> None:
+        """Wait for the child's report of a phase; pass on what comes before it."""
+        try:
+            data = self._next_report(phase)
+        except BaseException:
+            self._collapsed.add(phase)
+            self.end()
+            raise
+        exceeded = self._exceeded_since()
+        if exceeded:
+            self._collapsed.add(phase)
+            report = transfer.unpack_report(self.item.config, data)
+            text = "" if report.passed else f"\n\n{report.longreprtext}"
+            sections = report.sections
+            self.end()
+            raise CrateFailed(self._limit_message(exceeded) + text, sections)
+        self._reports[phase] = data
+
+    def _next_report(self, phase: Phase) -> dict[str, Any]:
+        while True:
+            while not self._messages:
+                self._messages.extend(self._read())
+            message = self._messages.popleft()
+            for warning in message.get("warnings", ()):
+                transfer.show_warning(warning)
+            if "logged" in message:
+                report = transfer.unpack_report(self.item.config, message["logged"])
+                self.item.ihook.pytest_runtest_logreport(report=report)
+            elif "stop" in message:
+                self._stop(message["stop"])
+            elif "sandbox_error" in message:
+                raise SandboxError.from_json(message["sandbox_error"])
+            elif "error" in message:
+                raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
+            elif message.get("phase") == phase:
+                self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
+                return cast("dict[str, Any]", message["report"])
+
+    def _stop(self, stop: dict[str, Any]) -> NoReturn:
+        self.end()
+        if stop["kind"] == "interrupt":
+            raise KeyboardInterrupt
+        pytest.exit(stop["reason"], returncode=stop["returncode"])
+
+    def _read(self) -> list[wire.Message]:
+        """Wait for messages.
+
+        :raises CrateFailed: the child ended, or its time is over, and no message is left.
+        """
+        poll = select.poll()
+        for descriptor in (self._channel, self._stacks_fd, self._pidfd):
+            if descriptor >= 0:
+                poll.register(descriptor, select.POLLIN)
+        while True:
+            wait = None if self._deadline is None else max(0.0, (self._deadline - time.monotonic()) * 1e3)
+            ready = {descriptor for descriptor, _ in poll.poll(wait)}
+            if not ready:
+                self._time_out()
+            if self._stacks_fd in ready and not self._read_stacks():
+                poll.unregister(self._stacks_fd)
+                _close(self._stacks_fd)
+                self._stacks_fd = -1
+            if self._channel in ready:
+                data = os.read(self._channel, 1 << 20)
+                if data:
+                    try:
+                        return self._frames.feed(data)
+                    except wire.WireError as error:
+                        raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+                poll.unregister(self._channel)
+                _close(self._channel)
+                self._channel = -1
+            if self._pidfd in ready and self._channel < 0:
+                self._ended_early()
+            if self._pidfd in ready:
+                # A grandchild may hold the channel open for ever; what the child wrote is in it already.
+                ready_now = select.select([self._channel], [], [], 0)[0]
+                if not ready_now:
+                    self._ended_early()
+
+    def _read_stacks(self) -> bool:
+        data = os.read(self._stacks_fd, 1 << 16)
+        if len(self._stacks) < _STACKS_MAX_BYTES:
+            self._stacks += data
+        return bool(data)
+
+    def _ended_early(self) -> NoReturn:
+        exit_ = self._wait_for_exit()
+        self.stacks = self._stacks_left()
+        exceeded = self._exceeded_since()
+        self.end()
+        if exceeded:
+            message = self._limit_message(exceeded)
+            if exit_.signal:
+                message += f"\nThe test's process was {exit_}."
+        elif exit_.code == _EXIT_CLOSED:
+            message = (
+                "the test closed the descriptor that its report travels on (with os.closerange, perhaps), "
+                f"so its outcome is not known; its process ended with {exit_}"
+            )
+        elif exit_.signal is not None:
+            message = f"the test's process was {exit_} before it could report"
+        else:
+            message = f"the test's process ended with {exit_} before it could report"
+        raise CrateFailed(message)
+
+    def _time_out(self) -> NoReturn:
+        assert self._sandbox is not None
+        self._exceeded.append("timeout")
+        self.stacks = self._ask_for_stacks()
+        self._sandbox.kill()
+        self._wait_for_exit()
+        self.end()
+        message = self._limit_message(["timeout"])
+        if not self.stacks:
+            message += "\nIts process did not say where it was: it blocks signals, or is stopped."
+        raise CrateFailed(message)
+
+    def _ask_for_stacks(self) -> str:
+        """Have the child write the stacks of its threads, and return them.
+
+        It is asked twice, and one signal is handled after the other: a second copy begins when the first is whole.
+        """
+        before = len(self._stacks)
+        for _ in range(2):
+            signal.pidfd_send_signal(self._pidfd, _STACKS_SIGNAL)
+        end = time.monotonic() + _STACKS_WAIT_SECONDS
+        while self._stacks_fd >= 0 and (left := end - time.monotonic()) > 0:
+            if not select.select([self._stacks_fd], [], [], left)[0] or not self._read_stacks():
+                break
+            text = bytes(self._stacks[before:]).decode(errors="replace")
+            head, separator, _ = text.partition("\n")
+            copy = text.find(head, len(head)) if separator else -1
+            if copy > 0:
+                return text[:copy].rstrip()
+        return bytes(self._stacks[before:]).decode(errors="replace").rstrip()
+
+    def _stacks_left(self) -> str:
+        """Return what the child's fault handler wrote before it ended."""
+        while self._stacks_fd >= 0 and select.select([self._stacks_fd], [], [], 0)[0]:
+            if not self._read_stacks():
+                break
+        return bytes(self._stacks).decode(errors="replace").rstrip()
+
+    def _wait_for_exit(self) -> Exit:
+        """Wait for the child's end; the timeout holds here, too."""
+        if self.result is not None:
+            return self.result.exit
+        if self._body:
+            while not select.select([self._pidfd], [], [], self._left())[0]:
+                assert self._sandbox is not None
+                self._exceeded.append("timeout")
+                self._deadline = None
+                self._sandbox.kill()
+            try:
+                _, status = os.waitpid(self._body, 0)
+                self._exit = Exit.from_wait_status(status)
+            except ChildProcessError:  # a test suite that waits for any child, in pytest's own process
+                self._exit = Exit()
+            self._body = 0
+        return self._exit
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _exceeded_since(self) -> list[Limit]:
+        """Return the limits that the crate has gone over since the last call."""
+        assert self._sandbox is not None
+        watched = self._sandbox.watch()
+        found = list(watched.limits_since(self._seen))
+        self._seen = watched
+        self._exceeded += [limit for limit in found if limit not in self._exceeded]
+        return found
+
+    def _limit_message(self, exceeded: list[Limit]) -> str:
+        usage = self.result.usage if self.result is not None else Usage()
+        return "\n".join(failure_message(limit, self.spec, usage) for limit in exceeded)
+
+    def end(self) -> None:
+        """Remove the crate and keep what it used; idempotent."""
+        sandbox, self._sandbox = self._sandbox, None
+        if sandbox is None:
+            return
+        try:
+            if self._body:
+                sandbox.kill()
+                self._deadline = None
+                self._wait_for_exit()
+            usage = sandbox.close()
+            order: tuple[Limit, ...] = ("memory", "pids", "timeout")
+            self.result = CrateResult(
+                name=BODY,
+                usage=usage,
+                exceeded=tuple(limit for limit in order if limit in self._exceeded),
+                exit=self._exit,
+            )
+        finally:
+            for descriptor in (self._channel, self._stacks_fd, self._pidfd):
+                _close(descriptor)
+            self._channel = self._stacks_fd = self._pidfd = -1
+
+
+OWNER = pytest.StashKey[int]()
+"""The pid of the pytest process that owns the crates; a forked child finds another than its own."""
+
+
+def _stop_message(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, pytest.exit.Exception):
+        return {"kind": "exit", "reason": str(error.msg), "returncode": error.returncode}
+    return {"kind": "interrupt"}
+
+
+def _die(sending: int, error: SandboxError) -> NoReturn:
+    """In a child that could not enter its crate: say why and end; nothing of the user's has run."""
+    try:
+        wire.write_frame(sending, {"sandbox_error": error.to_json()})
+    finally:
+        os._exit(1)
+
+
+def _flush(config: pytest.Config) -> None:
+    """Write out what is buffered, so that it is not written twice after a fork, nor lost at an exit."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        # A test may have closed or replaced any of them.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stream is not None:
+                stream.flush()
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.flush()
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""One straight line from a fresh fork to the payload: join the cgroup, enter the namespaces, give up power.
+
+The *payload* is a test's body, forked from pytest, or a program, forked from the launcher. Its life:
+it is born in the crate's PID namespace, joins the measured cgroup before it allocates anything of
+its own, enters the other namespaces, drops what it may not have, and becomes the user's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import capabilities, identity, libc, namespaces, seccomp
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a payload needs to enter a crate, prepared before the fork.
+
+    :ivar enter_files: files of the cgroup; writing ``0`` to each joins it (cgroups(7)).
+    :ivar namespaces: the crate's namespaces.
+    :ivar keep: numbers of the capabilities that the crate's root keeps.
+    :ivar seccomp: the filter program; empty for none.
+    """
+
+    enter_files: tuple[str, ...]
+    namespaces: namespaces.NamespaceHandles
+    keep: frozenset[int]
+    seccomp: bytes
+
+
+def enter(entry: Entry) -> None:
+    """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
+
+    :raises SandboxError: a step is refused; the process must then end without running the payload.
+    """
+    for path in entry.enter_files:
+        libc.write_file("join the crate's cgroup", path, "0")
+    entry.namespaces.enter(skip=frozenset({"user"}))
+    # After joining, so that the crate's own cgroup is the root of what /proc/self/cgroup shows.
+    libc.unshare("make a cgroup namespace", libc.CLONE_NEWCGROUP)
+
+
+def confine(entry: Entry, who: identity.Identity | None) -> None:
+    """Give up every right that a payload may not have; the last step before the user's code.
+
+    :param who: the user to become; None stays who it is.
+    :raises SandboxError: a step is refused; the process must then end without running the payload.
+    """
+    root = (os.geteuid() if who is None else who.uid) == 0
+    # The bounding set first: dropping from it needs CAP_SETPCAP. Capabilities that root keeps are
+    # of no use to another user, and a fork (unlike an exec) would carry them over.
+    capabilities.limit_bounding_set(entry.keep)
+    if who is not None:
+        identity.become(who)
+    capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
+    capabilities.no_new_privs()
+    if entry.seccomp:
+        seccomp.install(entry.seccomp)
+
+
+def read_text_inside(path: str) -> str:
+    """Return the text of a file of the crate's, empty if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def who_is(user: str | None) -> identity.Identity | None:
+    """Look a user up in the crate's own user database; None if no user is asked for."""
+    if user is None:
+        return None
+    return identity.parse_user(user, read_text_inside("/etc/passwd"), read_text_inside("/etc/group"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program to run in a crate.
+
+    :ivar argv: its name, looked for in the crate's PATH if it has no slash, and arguments.
+    :ivar env: the whole of its environment.
+    :ivar cwd: its working directory in the crate.
+    :ivar terminal: descriptor 0 is a terminal, to become its controlling terminal.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    user: str | None
+    terminal: bool
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Program:
+        """Rebuild a program that :func:`dataclasses.asdict` wrote."""
+        return cls(
+            argv=tuple(data["argv"]),
+            env=data["env"],
+            cwd=data["cwd"],
+            user=data["user"],
+            terminal=data["terminal"],
+        )
+
+
+def execute(program: Program, entry: Entry) -> SandboxError:
+    """Become the program; return only with the reason why not."""
+    step = f"run {program.argv[0]}"
+    try:
+        who = who_is(program.user)
+        env = dict(program.env)
+        if who is not None:
+            env.setdefault("HOME", who.home)
+            env.setdefault("USER", who.name)
+        # As root still: the crate's root may enter a directory that the user may not.
+        with libc.os_step(f"{step}: enter its working directory", "chdir", program.cwd):
+            os.chdir(program.cwd)
+        confine(entry, who)
+        with libc.os_step(step, "execve", program.argv[0]):
+            os.execvpe(program.argv[0], list(program.argv), env)
+    except SandboxError as error:
+        return error
+    raise AssertionError("execve(2) returned without an error")

@@ -1,0 +1,88 @@
+"""Reads, from the running process, what planning a root needs to know of the host."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+
+from pytest_crate.sandbox.rootfs import MountPoint, is_at_or_below, parse_mountinfo
+
+def read_mounts() -> tuple[MountPoint, ...]:
+    """Return the mount points of the calling process (proc(5), /proc/pid/mountinfo)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        return parse_mountinfo(stream.read())
+
+
+def home_directories(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the user's home directories: ``$HOME`` and the password database's, resolved, if they exist."""
+    homes = [environ.get("HOME", "")]
+    with contextlib.suppress(KeyError):  # a numeric user of a container has no entry
+        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
+    found = {os.path.realpath(home) for home in homes if home.startswith("/") and os.path.isdir(home)}
+    return tuple(sorted(found - {"/"}))
+
+
+def interpreter_paths() -> Iterator[str]:
+    """Yield what the interpreter and the imported packages need to be found again at their own paths."""
+    yield from (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, sys.executable)
+    # pyenv's "python" is a script that looks for the interpreter from the manager's own root.
+    manager = os.path.dirname(os.path.dirname(sys.base_prefix))
+    if os.path.isdir(os.path.join(manager, "shims")):
+        yield manager
+    yield from sysconfig.get_paths().values()
+    yield from (entry for entry in sys.path if os.path.isabs(entry))
+    # An editable install may be found through an import hook rather than sys.path.
+    for name, module in list(sys.modules.items()):
+        if "." not in name:
+            places = list(getattr(module, "__path__", None) or [])
+            yield from (place for place in places if isinstance(place, str) and os.path.isabs(place))
+
+
+def visible_paths(paths: Iterable[str], homes: Iterable[str], project: str) -> tuple[str, ...]:
+    """Return the paths that exist, resolved, without any that would show a whole home directory.
+
+    Where the project's own root is a home directory, its entries that aren't hidden stand for it.
+    """
+    homes = tuple(homes)
+    found: set[str] = set()
+    for path in (*paths, project):
+        resolved = os.path.realpath(path)
+        if any(is_at_or_below(home, resolved) for home in homes):
+            if resolved == os.path.realpath(project) and resolved in homes:
+                with os.scandir(resolved) as entries:
+                    found.update(entry.path for entry in entries if not entry.name.startswith("."))
+            continue
+        if os.path.exists(resolved):
+            found.add(resolved)
+            # A virtual environment's python is a symlink: the link's own place matters as well.
+            if path != resolved and os.path.islink(path):
+                found.add(os.path.realpath(os.path.dirname(path)))
+    return tuple(sorted(found))
+
+
+def load_interpreter_libraries() -> tuple[str, ...]:
+    """Load the shared libraries of the standard library's extension modules, and return all that are loaded.
+
+    A body on an image can then import ``ssl`` or ``sqlite3``: the dynamic linker takes a library
+    that is loaded already by its name, whatever the image holds (dlopen(3), ld.so(8)).
+    """
+    directory = sysconfig.get_config_var("DESTSHARED")
+    if directory and os.path.isdir(directory):
+        for name in sorted(os.listdir(directory)):
+            # Tk would load the whole of a window system.
+            if name.endswith(".so") and not name.startswith(("_tkinter", "_test", "xx")):
+                # One that can't be loaded here can't be imported outside a crate either.
+                with contextlib.suppress(OSError):
+                    ctypes.CDLL(os.path.join(directory, name), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
+    found: set[str] = set()
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")[2]
+            if path and (".so" in os.path.basename(path)) and not path.endswith("(deleted)"):
+                found.add("/" + path)
+    return tuple(sorted(found))

@@ -1,0 +1,401 @@
+"""The launcher process: makes crates, runs programs in them, and removes them, whatever happens to pytest.
+
+Theory of operation. pytest starts one *launcher*, the first time that it needs a crate, and asks it
+for crates over a socket. The launcher is small and has one thread, so its forks are cheap and do
+not grow with pytest's memory. For each crate it makes a cgroup and forks an *init*, pid 1 of new
+namespaces, which builds the root and then waits. A *payload*, forked from pytest (a body) or from
+the launcher (a program), enters them. Killing init kills all that lives in the crate, daemons
+included (pid_namespaces(7)). When pytest ends, even by SIGKILL, the launcher sees it, kills every
+init and removes every cgroup; when the launcher ends, each init gets SIGKILL from the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pytest_crate.errors import CrateError, HostError, SandboxError
+from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
+from pytest_crate.result import Exit
+from pytest_crate.sandbox import child, mounts, wire
+from pytest_crate.spec import CrateSpec
+
+CONTROL_FD = 3
+"""The descriptor on which a launcher finds its socket."""
+
+LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
+"""The fields of a spec that become limits of a cgroup."""
+
+# Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Crate:
+    """A crate as the launcher holds it."""
+
+    cgroup: cgroup.Cgroup
+    init: int
+    handles: namespaces.NamespaceHandles
+    root: int
+    entry: child.Entry
+    deadline: float | None = None
+    timed_out: bool = False
+    programs: set[int] = dataclasses.field(default_factory=set)
+
+    def release(self) -> None:
+        """Close the descriptors that keep the crate's namespaces and mounts alive."""
+        self.handles.close()
+        os.close(self.root)
+
+
+class Launcher:
+    """Answers the requests of one pytest process."""
+
+    def __init__(self, channel: socket.socket, parent: cgroup.CgroupParent, *, rootless: bool) -> None:
+        self.channel = channel
+        self.parent = parent
+        self.rootless = rootless
+        self.crates: dict[int, Crate] = {}
+        self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
+        self._count = 0
+        self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
+            "create": self._create,
+            "spawn": self._spawn,
+            "signal": self._signal,
+            "kill": self._kill,
+            "watch": self._watch,
+            "account": self._account,
+            "close": self._close,
+        }
+
+    def serve(self, pytest_pidfd: int) -> None:
+        """Answer until pytest closes the socket or ends."""
+        # A signal's handler only has to exist: the byte on the wake-up pipe ends the poll.
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        poll = select.poll()
+        for descriptor in (self.channel.fileno(), pytest_pidfd, reading):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds_left())}
+            self._kill_late()
+            if reading in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(reading, 4096)
+                self._reap()
+            if self.channel.fileno() in ready:
+                try:
+                    received = wire.receive(self.channel)
+                except (wire.WireError, ConnectionError):
+                    return
+                if received is None:
+                    return
+                self._answer(*received)
+            elif pytest_pidfd in ready:
+                return
+
+    def _milliseconds_left(self) -> float | None:
+        deadlines = [crate.deadline for crate in self.crates.values() if crate.deadline is not None]
+        return max(0.0, (min(deadlines) - time.monotonic()) * 1e3) if deadlines else None
+
+    def _kill_late(self) -> None:
+        """Kill the crates whose time is over."""
+        for crate in self.crates.values():
+            if crate.deadline is not None and crate.deadline <= time.monotonic():
+                crate.deadline, crate.timed_out = None, True
+                os.kill(crate.init, signal.SIGKILL)
+
+    def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
+        try:
+            self._requests[message["request"]](message, descriptors)
+        except HostError as error:
+            self._reply({"host_error": {"message": error.message, "feature": error.feature, "hint": error.hint}})
+        except SandboxError as error:
+            self._reply({"sandbox_error": error.to_json()})
+        except CrateError as error:
+            self._reply({"sandbox_error": SandboxError("ask the launcher", detail=str(error)).to_json()})
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _reply(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        # pytest may be gone; the loop then finds the socket closed.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wire.send(self.channel, message, descriptors)
+
+    def _reap(self) -> None:
+        """Collect ended programs and tell how each ended."""
+        for pid in list(self.programs):
+            self._reap_program(pid, os.WNOHANG)
+
+    def _reap_program(self, pid: int, options: int) -> None:
+        ended, status = os.waitpid(pid, options)
+        if ended:
+            descriptor = self.programs.pop(pid)
+            with contextlib.suppress(BrokenPipeError):
+                wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
+            os.close(descriptor)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _create(self, message: wire.Message, _: list[int]) -> None:
+        limits = CrateSpec(
+            **{name: message["limits"][name] for name in LIMIT_FIELDS}, asked=frozenset(message["asked"])
+        )
+        missing = self.parent.missing(limits)
+        if missing:
+            self._reply({"missing": [dataclasses.asdict(limit) for limit in missing]})
+            return
+        self._count += 1
+        number = self._count
+        with contextlib.ExitStack() as undo:
+            group = self.parent.create(f"{number}")
+            undo.callback(group.remove)
+            group.limit(limits)
+            kinds = {"mnt", "uts", "ipc"}
+            if message["network"] == "none":
+                kinds.add("net")
+            if self.rootless:
+                kinds.add("user")
+            init = self._start_init(message, frozenset(kinds))
+            undo.callback(_end, init)
+            handles = namespaces.NamespaceHandles.of_process(init, frozenset(kinds))
+            with libc.os_step("open the crate's root", "open"):
+                root = os.open(f"/proc/{init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            entry = child.Entry(
+                enter_files=group.enter_files,
+                namespaces=handles,
+                keep=frozenset(message["keep"]),
+                seccomp=bytes.fromhex(message["seccomp"]),
+            )
+            seconds = message["seconds"]
+            self.crates[number] = Crate(
+                cgroup=group,
+                init=init,
+                handles=handles,
+                root=root,
+                entry=entry,
+                deadline=None if seconds is None else time.monotonic() + seconds,
+            )
+            undo.pop_all()
+        self._reply(
+            {"crate": number, "init": init, "enter_files": group.enter_files, "kinds": list(handles.others)},
+            [root, handles.pid, *handles.others.values()],
+        )
+
+    def _start_init(self, message: wire.Message, kinds: frozenset[str]) -> int:
+        ours, inits = socket.socketpair()
+        with ours, inits:
+            flags = libc.CLONE_NEWPID
+            for kind in kinds:
+                flags |= namespaces.KINDS[kind]
+            pid = namespaces.fork_into("make the crate's namespaces", flags)
+            if pid == 0:
+                _become_init(message, inits, kinds, rootless=self.rootless)
+            inits.close()
+            try:
+                if self.rootless:
+                    uid, gid = os.geteuid(), os.getegid()
+                    inside = (0, 0) if message["as_root"] else (uid, gid)
+                    identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
+                # The handshake: init waits for its maps, and learns that the launcher is alive
+                # after having asked for a signal at its death (prctl(2), PR_SET_PDEATHSIG).
+                wire.send(ours, {"go": True})
+                received = wire.receive(ours)
+            except BaseException:
+                _end(pid)
+                raise
+        if received is None:
+            ended = Exit.from_wait_status(_end(pid))
+            raise SandboxError("build the crate", detail=f"init ended early, {ended}")
+        answer = received[0]
+        if "error" in answer:
+            _end(pid)
+            raise SandboxError.from_json(answer["error"])
+        return pid
+
+    def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
+        crate = self._crate(message)
+        program = child.Program.from_json(message["program"])
+        # Closed by a successful exec; before that, it carries the reason of a failed one.
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = namespaces.fork_inside(crate.handles)
+            if pid == 0:
+                _become_program(program, crate.entry, descriptors[:3], writing)
+        finally:
+            os.close(writing)
+        with open(reading, "rb") as stream:
+            failure = stream.read()
+        if failure:
+            os.waitpid(pid, 0)
+            raise SandboxError.from_json(wire.decode(failure))
+        self.programs[pid] = os.dup(descriptors[3])
+        crate.programs.add(pid)
+        self._reply({"pid": pid})
+
+    def _signal(self, message: wire.Message, _: list[int]) -> None:
+        # Only the parent can signal a pid without the risk of hitting a later process of that number.
+        alive = message["pid"] in self.programs
+        if alive:
+            # A program is the leader of a session, and so of a process group, of its own.
+            (os.killpg if message["group"] else os.kill)(message["pid"], message["signal"])
+        self._reply({"signalled": alive})
+
+    def _kill(self, message: wire.Message, _: list[int]) -> None:
+        os.kill(self._crate(message).init, signal.SIGKILL)
+        self._reply({"killed": True})
+
+    def _watch(self, message: wire.Message, _: list[int]) -> None:
+        crate = self._crate(message)
+        events = crate.cgroup.events()
+        self._reply({"oom_kills": events.oom_kills, "pids_max": events.pids_max, "timed_out": crate.timed_out})
+
+    def _account(self, message: wire.Message, _: list[int]) -> None:
+        crate = self._crate(message)
+        self._reply({"usage": crate.cgroup.usage().to_json(), "pids": crate.cgroup.pids()})
+
+    def _close(self, message: wire.Message, _: list[int]) -> None:
+        crate = self._crate(message)
+        del self.crates[message["crate"]]
+        self._reply({"usage": self._end_crate(crate)})
+
+    def _end_crate(self, crate: Crate) -> dict[str, int | None]:
+        """Kill what is left in a crate, then read what it used, then remove it."""
+        os.kill(crate.init, signal.SIGKILL)
+        # The kernel kills and waits for every process of the namespace before init itself has ended
+        # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
+        for pid in crate.programs & self.programs.keys():
+            self._reap_program(pid, 0)
+        os.waitpid(crate.init, 0)
+        crate.release()
+        usage = crate.cgroup.usage().to_json()
+        crate.cgroup.remove()
+        return usage
+
+    def _crate(self, message: wire.Message) -> Crate:
+        crate = self.crates.get(message["crate"])
+        if crate is None:
+            raise SandboxError("use a crate", detail="it is closed already")
+        return crate
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Remove every crate, and the run's own cgroup."""
+        for crate in self.crates.values():
+            with contextlib.suppress(SandboxError, ProcessLookupError):
+                self._end_crate(crate)
+        self.crates.clear()
+        self.parent.remove()
+
+
+def _end(pid: int) -> int:
+    """Kill an init and return its wait status."""
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset[str], *, rootless: bool) -> None:
+    """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
+
+    Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
+    init (wait(2), "if the disposition of SIGCHLD is set to SIG_IGN").
+    """
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        libc.set_name("crate-init")
+        libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if wire.receive(channel) is None:
+            os._exit(1)
+        os.setsid()
+        try:
+            mounts.build_root(
+                mounts.from_json(message["operations"]), size_bytes=message["tmpfs_bytes"], rootless=rootless
+            )
+            with libc.os_step("set the host name", "sethostname", message["hostname"]):
+                socket.sethostname(message["hostname"])
+            if "net" in kinds:
+                network.loopback_up()
+        except SandboxError as error:
+            wire.send(channel, {"error": error.to_json()})
+            os._exit(1)
+        wire.send(channel, {"ready": True})
+        os.closerange(0, 1 << 20)
+        while True:
+            signal.pause()
+    finally:
+        os._exit(70)
+
+
+def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int) -> None:
+    """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
+    try:
+        signal.set_wakeup_fd(-1)
+        try:
+            child.enter(entry)
+            os.setsid()
+            for number, descriptor in enumerate(stdio):
+                os.dup2(descriptor, number)
+            if program.terminal:
+                with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
+                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            os.closerange(3, failing)
+            os.closerange(failing + 1, 1 << 20)
+            # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
+            for number in _IGNORED:
+                signal.signal(number, signal.SIG_DFL)
+            error = child.execute(program, entry)
+        except SandboxError as failure:
+            error = failure
+        os.write(failing, json.dumps(error.to_json()).encode())
+    finally:
+        os._exit(127)
+
+
+def main() -> None:
+    """Be the launcher: configuration in ``argv[1]`` as JSON, the socket on :data:`CONTROL_FD`."""
+    configuration = json.loads(sys.argv[1])
+    os.closerange(CONTROL_FD + 1, 1 << 20)
+    libc.set_name("crate-launcher")
+    # Ctrl-C is pytest's to handle; the launcher ends when pytest does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    channel = socket.socket(fileno=CONTROL_FD)
+    os.set_inheritable(CONTROL_FD, False)
+    try:
+        pidfd = os.pidfd_open(configuration["pytest"])
+    except ProcessLookupError:
+        return
+    if os.getppid() != configuration["pytest"]:
+        return
+    mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
+    rootless = not capabilities.read_capabilities().effective & mounting
+    try:
+        parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=configuration["cgroup_parent"])
+    except CrateError as error:
+        wire.send(channel, {"error": str(error)})
+        return
+    launcher = Launcher(channel, parent, rootless=rootless)
+    wire.send(
+        channel,
+        {"cgroup_version": parent.version, "how": parent.how, "limits": sorted(parent.limits), "rootless": rootless},
+    )
+    try:
+        launcher.serve(pidfd)
+    finally:
+        launcher.end()

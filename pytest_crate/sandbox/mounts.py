@@ -1,0 +1,556 @@
+"""Mounts as data: the operations that build a crate's root, each able to print and to perform itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import libc
+
+# While the root is being built, `/` is a private tmpfs, the *base*, with these directories. It
+# stays alive, detached, for as long as a mount in the crate refers to it; its size bounds all
+# that the crate writes.
+HOST = "/host"  # the host's tree as init found it
+ROOT = "/root"  # the crate's root in the making
+PRIVATE = "/private"  # one directory per overlay layer and private directory
+
+_SAFE = libc.MS_NOSUID | libc.MS_NODEV
+# What a less privileged mount namespace may not clear (mount_namespaces(7), "locked" flags).
+_KEPT_FLAGS = {
+    os.ST_NOSUID: libc.MS_NOSUID,
+    os.ST_NODEV: libc.MS_NODEV,
+    os.ST_NOEXEC: libc.MS_NOEXEC,
+    os.ST_NOATIME: libc.MS_NOATIME,
+    os.ST_NODIRATIME: libc.MS_NODIRATIME,
+    os.ST_RELATIME: libc.MS_RELATIME,
+}
+
+
+class Workshop:
+    """Where operations are performed: the base tmpfs, the root in the making and what is held aside."""
+
+    def __init__(self, *, rootless: bool) -> None:
+        self.rootless = rootless
+        self.captured: dict[str, int] = {}
+        self._private_count = 0
+        self._stack = ExitStack()
+        self._root: int | None = None
+
+    @property
+    def root(self) -> int:
+        """A descriptor of the root in the making, opened once its first mount is there."""
+        if self._root is None:
+            with libc.os_step("open the new root", "open", ROOT):
+                self._root = self.hold(os.open(ROOT, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return self._root
+
+    def hold(self, descriptor: int) -> int:
+        """Close a descriptor when the work is done."""
+        self._stack.callback(os.close, descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """Close every descriptor held."""
+        self._stack.close()
+
+    def new_private(self, mode: int) -> str:
+        """Make an empty directory on the base and return its path."""
+        self._private_count += 1
+        path = f"{PRIVATE}/{self._private_count}"
+        with libc.os_step("make a private directory", "mkdir", path):
+            os.mkdir(path)
+            os.chmod(path, mode)
+        return path
+
+    @contextmanager
+    def target(self, path: str, *, directory: bool) -> Iterator[str]:
+        """Give a path that stands for a place in the root, made if it is missing.
+
+        It is resolved inside the root and held open, so that no symlink of an image leads the
+        mount out of it (CVE-2021-30465, CVE-2025-31133). A symlink at the place itself is replaced.
+        """
+        descriptor = self._open(path, directory=directory)
+        try:
+            yield f"{HOST}/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: str, *, directory: bool) -> int:
+        step = "make a mount point"
+        if path == "/":
+            return os.dup(self.root)
+        parent_path, name = os.path.split(path)
+        for _ in range(2):
+            try:
+                descriptor = libc.open_in_root(step, self.root, path, os.O_PATH | os.O_NOFOLLOW)
+            except SandboxError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+                descriptor = -1
+            if descriptor >= 0:
+                mode = os.fstat(descriptor).st_mode
+                if stat.S_ISDIR(mode) == directory and not stat.S_ISLNK(mode):
+                    return descriptor
+                os.close(descriptor)
+            parent = self._open_parent(parent_path)
+            try:
+                with libc.os_step(step, "mkdirat", path):
+                    if descriptor >= 0:
+                        # Of the wrong kind, or a symlink: the private layer gets what is needed instead.
+                        if directory:
+                            os.unlink(name, dir_fd=parent)
+                        elif stat.S_ISDIR(mode):
+                            os.rmdir(name, dir_fd=parent)
+                        else:
+                            os.unlink(name, dir_fd=parent)
+                    if directory:
+                        os.mkdir(name, 0o755, dir_fd=parent)
+                    else:
+                        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+            finally:
+                os.close(parent)
+        raise SandboxError(step, path=path, detail="it could not be made a place of the right kind")
+
+    def _open_parent(self, path: str) -> int:
+        """Open a directory in the root, following its symlinks inside the root, or make it."""
+        try:
+            return libc.open_in_root("make a mount point", self.root, path, os.O_PATH | os.O_DIRECTORY)
+        except SandboxError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        return self._open(path, directory=True)
+
+    def source(self, path: str) -> str:
+        """Return the path by which a host path is reached while the root is built."""
+        return HOST + path
+
+    def read_only(self, step: str, path: str) -> None:
+        """Make the mount at a path read-only, with the flags that the kernel wants kept."""
+        with libc.os_step(step, "statvfs", path):
+            flags = os.statvfs(path).f_flag
+        kept = sum(value for bit, value in _KEPT_FLAGS.items() if flags & bit)
+        libc.mount(step, "none", path, flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | kept)
+
+    def bind(self, step: str, source: str, place: str, *, recursive: bool = False) -> None:
+        """Bind-mount a path of the building view on an open place."""
+        libc.mount(step, source, place, flags=libc.MS_BIND | (libc.MS_REC if recursive else 0))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One step of building a root."""
+
+    kind: ClassVar[str]
+
+    def describe(self) -> str:
+        """Return the operation in one line, as ``--crate-debug`` shows it."""
+        words = [self.kind.ljust(8)]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "target":
+                words.append(str(value))
+            elif value is True:
+                words.append(field.name)
+            elif value not in (False, None, ""):
+                words.append(f"{field.name}={oct(value) if field.name == 'mode' else value}")
+        return " ".join(words)
+
+    def perform(self, shop: Workshop) -> None:
+        """Do it.
+
+        :raises SandboxError: the kernel refuses.
+        """
+        raise NotImplementedError
+
+
+def _option(path: str) -> str:
+    # Overlay's option parser splits on ',' and ':' (fs/overlayfs/params.c); a backslash escapes.
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay(Operation):
+    """A host directory seen copy-on-write: reads go through, writes stay in the private layer."""
+
+    kind: ClassVar[str] = "overlay"
+    target: str
+    lower: str
+
+    def perform(self, shop: Workshop) -> None:
+        step = f"show {self.lower} copy-on-write at {self.target}"
+        layer = shop.new_private(0o700)
+        upper, work = f"{layer}/upper", f"{layer}/work"
+        lower = shop.source(self.lower)
+        with libc.os_step(step, "stat", self.lower):
+            status = os.stat(lower)
+            os.mkdir(upper)
+            os.mkdir(work)
+        # The overlay's own root shows the upper directory's owner and mode.
+        if not shop.rootless:
+            os.chown(upper, status.st_uid, status.st_gid)
+        os.chmod(upper, stat.S_IMODE(status.st_mode))
+        # In a user namespace overlayfs keeps its marks in user.* attributes (kernel 5.11). With
+        # redirect_dir a directory of the host can be renamed; a user namespace doesn't have it.
+        extra = "userxattr" if shop.rootless else "redirect_dir=on"
+        data = f"lowerdir={_option(lower)},upperdir={upper},workdir={work},{extra}"
+        if self.target == "/":
+            libc.mount(step, "crate", ROOT, "overlay", _SAFE, data)
+            return
+        with shop.target(self.target, directory=True) as place:
+            libc.mount(step, "crate", place, "overlay", _SAFE, data)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyRoot(Operation):
+    """A root that starts as an empty private directory, to be filled top-level entry by entry."""
+
+    kind: ClassVar[str] = "empty"
+    target: str = "/"
+
+    def perform(self, shop: Workshop) -> None:
+        shop.bind("make an empty root", shop.new_private(0o755), ROOT)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Symlink(Operation):
+    """A symbolic link, such as ``/bin -> usr/bin``."""
+
+    kind: ClassVar[str] = "symlink"
+    target: str
+    to: str
+
+    def perform(self, shop: Workshop) -> None:
+        parent = libc.open_in_root(
+            "make a symlink", shop.root, os.path.dirname(self.target), os.O_PATH | os.O_DIRECTORY
+        )
+        try:
+            with libc.os_step("make a symlink", "symlinkat", self.target):
+                os.symlink(self.to, os.path.basename(self.target), dir_fd=parent)
+        finally:
+            os.close(parent)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bind(Operation):
+    """A host path itself, not a copy: a write, where allowed, reaches the host.
+
+    :ivar writable: it may be written to.
+    :ivar recursive: with what is mounted below it.
+    :ivar if_absent: only where the root has nothing at that path.
+    """
+
+    kind: ClassVar[str] = "bind"
+    target: str
+    source: str
+    writable: bool = False
+    recursive: bool = False
+    if_absent: bool = False
+
+    def perform(self, shop: Workshop) -> None:
+        step = f"show {self.source} at {self.target}"
+        if self.if_absent and _exists(shop, self.target):
+            return
+        source = shop.source(self.source)
+        with libc.os_step(step, "stat", self.source):
+            directory = stat.S_ISDIR(os.stat(source).st_mode)
+        with shop.target(self.target, directory=directory) as place:
+            shop.bind(step, source, place, recursive=self.recursive)
+        if not self.writable:
+            with shop.target(self.target, directory=directory) as place:
+                shop.read_only(step, place)
+
+
+def _exists(shop: Workshop, path: str) -> bool:
+    try:
+        os.close(libc.open_in_root("look for a path", shop.root, path, os.O_PATH))
+    except SandboxError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capture(Operation):
+    """Hold a path of the root aside, with what is mounted below it, before it is covered."""
+
+    kind: ClassVar[str] = "capture"
+    target: str
+
+    def perform(self, shop: Workshop) -> None:
+        step = f"hold {self.target} aside"
+        try:
+            place = libc.open_in_root(step, shop.root, self.target, os.O_PATH)
+        except SandboxError as error:
+            if error.errno == errno.ENOENT:
+                return  # gone since it was planned: there is nothing to show
+            raise
+        try:
+            shop.captured[self.target] = shop.hold(libc.open_tree(step, place, "", recursive=True))
+        finally:
+            os.close(place)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reveal(Operation):
+    """Show again, at its own path, what was captured there."""
+
+    kind: ClassVar[str] = "reveal"
+    target: str
+
+    def perform(self, shop: Workshop) -> None:
+        tree = shop.captured.get(self.target)
+        if tree is None:
+            return
+        step = f"show {self.target} again"
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        with shop.target(self.target, directory=directory) as place:
+            descriptor = int(place.rpartition("/")[2])
+            libc.move_mount(step, tree, descriptor, self.target)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Private(Operation):
+    """An empty directory of the crate's own, over whatever is there."""
+
+    kind: ClassVar[str] = "private"
+    target: str
+    mode: int = 0o755
+
+    def perform(self, shop: Workshop) -> None:
+        with shop.target(self.target, directory=True) as place:
+            shop.bind(f"give {self.target} a private directory", shop.new_private(self.mode), place)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Devices(Operation):
+    """A minimal ``/dev``: the harmless nodes, a terminal directory of its own, shared memory, message queues."""
+
+    kind: ClassVar[str] = "devices"
+    target: str = "/dev"
+
+    NODES: ClassVar[tuple[str, ...]] = ("null", "zero", "full", "random", "urandom", "tty")
+    LINKS: ClassVar[Mapping[str, str]] = {
+        "fd": "/proc/self/fd",
+        "stdin": "/proc/self/fd/0",
+        "stdout": "/proc/self/fd/1",
+        "stderr": "/proc/self/fd/2",
+        "ptmx": "pts/ptmx",
+    }
+
+    def perform(self, shop: Workshop) -> None:
+        step = "make /dev"
+        directory = shop.new_private(0o755)
+        # Nodes are bound from the host's own, held by path in the host's tree: never looked up in an
+        # image, whose /dev/null may be a symlink (CVE-2025-31133).
+        for name in self.NODES:
+            with libc.os_step(step, "open", f"/dev/{name}"):
+                os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            shop.bind(step, f"{HOST}/dev/{name}", f"{directory}/{name}")
+        for name, to in self.LINKS.items():
+            with libc.os_step(step, "symlink", f"/dev/{name}"):
+                os.symlink(to, f"{directory}/{name}")
+        for name, mode in (("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)):
+            with libc.os_step(step, "mkdir", f"/dev/{name}"):
+                os.mkdir(f"{directory}/{name}")
+                os.chmod(f"{directory}/{name}", mode)
+        flags = libc.MS_NOSUID | libc.MS_NOEXEC
+        libc.mount(step, "devpts", f"{directory}/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620")
+        libc.mount(step, "mqueue", f"{directory}/mqueue", "mqueue", flags | libc.MS_NODEV)
+        with shop.target(self.target, directory=True) as place:
+            shop.bind(step, directory, place, recursive=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Proc(Operation):
+    """A fresh ``/proc`` of the crate's PID namespace, its dangerous parts masked or read-only."""
+
+    kind: ClassVar[str] = "proc"
+    target: str = "/proc"
+
+    # What Docker and runc mask and protect (moby, oci/defaults.go): it shows or changes the whole host.
+    MASKED: ClassVar[tuple[str, ...]] = (
+        "acpi",
+        "asound",
+        "interrupts",
+        "kcore",
+        "keys",
+        "latency_stats",
+        "sched_debug",
+        "scsi",
+        "timer_list",
+        "timer_stats",
+    )
+    READ_ONLY: ClassVar[tuple[str, ...]] = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+    def perform(self, shop: Workshop) -> None:
+        flags = _SAFE | libc.MS_NOEXEC
+        with shop.target(self.target, directory=True) as place:
+            libc.mount("mount /proc", "proc", place, "proc", flags)
+        empty = shop.new_private(0o555)
+        for name in self.MASKED:
+            _mask(shop, f"{self.target}/{name}", empty)
+        for name in self.READ_ONLY:
+            _protect(shop, f"{self.target}/{name}")
+
+
+def _mask(shop: Workshop, path: str, empty: str) -> None:
+    """Hide a path, if it is there, under /dev/null or an empty directory."""
+    step = f"mask {path}"
+    try:
+        place = libc.open_in_root(step, shop.root, path, os.O_PATH)
+    except SandboxError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    try:
+        target = f"{HOST}/proc/self/fd/{place}"
+        if stat.S_ISDIR(os.fstat(place).st_mode):
+            shop.bind(step, empty, target)
+            with shop.target(path, directory=True) as mounted:
+                shop.read_only(step, mounted)
+        else:
+            shop.bind(step, f"{HOST}/dev/null", target)
+    finally:
+        os.close(place)
+
+
+def _protect(shop: Workshop, path: str) -> None:
+    """Make a path, if it is there, read-only."""
+    step = f"make {path} read-only"
+    try:
+        place = libc.open_in_root(step, shop.root, path, os.O_PATH)
+    except SandboxError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    try:
+        directory = stat.S_ISDIR(os.fstat(place).st_mode)
+        target = f"{HOST}/proc/self/fd/{place}"
+        shop.bind(step, target, target, recursive=True)
+        with shop.target(path, directory=directory) as mounted:
+            shop.read_only(step, mounted)
+    finally:
+        os.close(place)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sys(Operation):
+    """A read-only ``/sys`` that shows the crate's own network; without the cgroup file systems."""
+
+    kind: ClassVar[str] = "sys"
+    target: str = "/sys"
+
+    def perform(self, shop: Workshop) -> None:
+        step = "mount /sys"
+        flags = _SAFE | libc.MS_NOEXEC | libc.MS_RDONLY
+        with shop.target(self.target, directory=True) as place:
+            libc.mount(step, "sysfs", place, "sysfs", flags)
+        empty = shop.new_private(0o555)
+        _mask(shop, f"{self.target}/firmware", empty)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Names(Operation):
+    """The crate's host name in ``/etc/hosts`` and ``/etc/hostname``, so that it resolves without a network."""
+
+    kind: ClassVar[str] = "names"
+    hostname: str
+    target: str = "/etc/hosts"
+
+    def perform(self, shop: Workshop) -> None:
+        step = "write the crate's host name"
+        try:
+            descriptor = libc.open_in_root(step, shop.root, self.target, os.O_RDONLY)
+        except SandboxError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            text = ""
+        else:
+            with os.fdopen(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
+                text = stream.read()
+        names = {name for line in text.splitlines() for name in line.partition("#")[0].split()[1:]}
+        if text and not text.endswith("\n"):
+            text += "\n"
+        if "localhost" not in names:
+            text += "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
+        if self.hostname not in names:
+            text += f"127.0.0.1\t{self.hostname}\n"
+        for path, content in ((self.target, text), ("/etc/hostname", f"{self.hostname}\n")):
+            self._write(shop, step, path, content)
+
+    @staticmethod
+    def _write(shop: Workshop, step: str, path: str, content: str) -> None:
+        # A new file bound over the old one: works where the user may not write to the host's file.
+        private = f"{shop.new_private(0o755)}/{os.path.basename(path)}"
+        with libc.os_step(step, "write", path):
+            descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.write(content)
+        with shop.target(path, directory=False) as place:
+            shop.bind(step, private, place)
+
+
+_KINDS: Mapping[str, type[Operation]] = {
+    operation.kind: operation
+    for operation in (Overlay, EmptyRoot, Symlink, Bind, Capture, Reveal, Private, Devices, Proc, Sys, Names)
+}
+
+
+def to_json(operations: Iterable[Operation]) -> list[dict[str, Any]]:
+    """Return operations as builtins, to cross a process boundary."""
+    return [{"kind": operation.kind, **dataclasses.asdict(operation)} for operation in operations]
+
+
+def from_json(data: Iterable[Mapping[str, Any]]) -> list[Operation]:
+    """Rebuild the operations that :func:`to_json` wrote."""
+    operations = []
+    for entry in data:
+        values = dict(entry)
+        operations.append(_KINDS[values.pop("kind")](**values))
+    return operations
+
+
+def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool) -> None:
+    """Build a root in the calling process's own, new mount namespace and make it `/`.
+
+    Afterwards the host's tree isn't reachable: the old root is detached, not just covered.
+
+    :param size_bytes: size of the private layer; None is the kernel's default, half of the memory.
+    :raises SandboxError: the kernel refuses a step.
+    """
+    step = "prepare the private layer"
+    libc.mount("make mounts private", "none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    base = next((path for path in ("/tmp", "/run", "/mnt", "/var") if os.path.isdir(path)), None)
+    if base is None:
+        raise SandboxError(step, path="/tmp", errno=errno.ENOENT)
+    options = "mode=0755" + (f",size={size_bytes}" if size_bytes is not None else "")
+    libc.mount(step, "crate", base, "tmpfs", _SAFE, options)
+    with libc.os_step(step, "mkdir", base):
+        for path in (HOST, ROOT, PRIVATE):
+            os.mkdir(base + path, 0o700 if path == PRIVATE else 0o755)
+    libc.pivot_root(step, base, base + HOST)
+    os.chdir("/")
+    os.umask(0o022)
+    shop = Workshop(rootless=rootless)
+    try:
+        for operation in operations:
+            operation.perform(shop)
+    finally:
+        shop.close()
+    step = "enter the new root"
+    libc.umount(step, HOST, libc.MNT_DETACH)
+    with libc.os_step(step, "chdir", ROOT):
+        os.chdir(ROOT)
+    # With both paths the same, the old root is stacked under the new one, and detached from there
+    # (pivot_root(2), "pivot_root(".", ".")").
+    libc.pivot_root(step, ".", ".")
+    libc.umount(step, ".", libc.MNT_DETACH)
+    with libc.os_step(step, "chdir", "/"):
+        os.chdir("/")

@@ -1,0 +1,484 @@
+"""Running programs in a crate: the object behind ``crate_sandbox``, with the habits of :mod:`subprocess`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import psutil
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import libc
+from pytest_crate.result import CrateResult, Exit, Limit
+from pytest_crate.sandbox import child, wire
+from pytest_crate.sandbox.environment import program_environment
+from pytest_crate.sandbox.sandbox import NOTHING_YET, Sandbox
+from pytest_crate.spec import CrateSpec
+from pytest_crate.usage import Usage
+
+_TAIL_BYTES = 16 << 10
+_ORDER: tuple[Limit, ...] = ("memory", "pids", "timeout")
+
+
+class ProgramFailed(subprocess.CalledProcessError):
+    """A program run with ``check=True`` ended with another status than 0, or went over a limit.
+
+    :ivar run: the :class:`CompletedRun`.
+    """
+
+    def __init__(self, run: CompletedRun) -> None:
+        super().__init__(run.returncode, list(run.args), run.stdout, run.stderr)
+        self.run = run
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        if self.run.exceeded:
+            lines.append(f"limits exceeded: {', '.join(self.run.exceeded)}")
+        text = self.run.stderr if isinstance(self.run.stderr, str) else (self.run.stderr or b"").decode(errors="replace")
+        lines += text.splitlines()[-20:]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CompletedRun:
+    """A program that has ended in a crate.
+
+    :ivar returncode: its exit status; negative for a signal, as in :class:`subprocess.CompletedProcess`.
+    :ivar stdout: what it wrote to standard output; text or bytes, as asked for.
+    :ivar usage: what the crate used while it ran. The kernel keeps one peak for a crate's whole life:
+        a peak is None if the run did not raise it.
+    :ivar exceeded: the limits exceeded while it ran.
+    """
+
+    args: tuple[str, ...]
+    returncode: int
+    stdout: Any
+    stderr: Any
+    usage: Usage
+    exceeded: tuple[Limit, ...] = ()
+
+    def check_returncode(self) -> None:
+        """Raise :class:`ProgramFailed` unless the status is 0 and no limit was exceeded."""
+        if self.returncode != 0 or self.exceeded:
+            raise ProgramFailed(self)
+
+
+class CratePopen:
+    """A program that runs in a crate; used like :class:`subprocess.Popen`.
+
+    :ivar pid: its pid on the host.
+    :ivar returncode: None until it has ended and :meth:`poll` or :meth:`wait` has noticed.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        program: child.Program,
+        *,
+        stdin: int | IO[Any] | None,
+        stdout: int | IO[Any] | None,
+        stderr: int | IO[Any] | None,
+        text: bool,
+    ) -> None:
+        self.args = program.argv
+        self.returncode: int | None = None
+        self.exit = Exit()
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self._sandbox = sandbox
+        self._frames = wire.FrameReader()
+        self._text = text
+        theirs: list[int] = []
+        try:
+            for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
+                theirs.append(self._connect(name, number, given, theirs))
+            self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
+        except BaseException:
+            self._close_streams()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+
+    def _connect(self, name: str, number: int, given: int | IO[Any] | None, theirs: Sequence[int]) -> int:
+        """Return the program's end of one of its three streams; keep ours, if there is one."""
+        if given is None:
+            return os.dup(number)
+        if given == subprocess.DEVNULL:
+            return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if given == subprocess.STDOUT:
+            return os.dup(theirs[1])
+        if given != subprocess.PIPE:
+            return os.dup(given if isinstance(given, int) else given.fileno())
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        ours, other = (writing, reading) if name == "stdin" else (reading, writing)
+        stream: IO[Any] = open(ours, "wb" if name == "stdin" else "rb", buffering=-1)  # noqa: SIM115
+        if self._text:
+            stream = io.TextIOWrapper(stream, write_through=name == "stdin")  # type: ignore[arg-type]
+        setattr(self, name, stream)
+        return other
+
+    def _end(self, exit_: Exit) -> None:
+        self.exit = exit_
+        self.returncode = exit_.returncode if exit_.returncode is not None else -signal.SIGKILL
+        os.close(self._status)
+
+    def _note_exit(self) -> None:
+        """Read the status pipe, which is readable."""
+        data = os.read(self._status, 1 << 16)
+        if not data:
+            self._end(Exit())  # the launcher is gone, and the crate with it
+            return
+        for message in self._frames.feed(data):
+            self._end(Exit(**message["exit"]))
+
+    def poll(self) -> int | None:
+        """Return the return code, or None while the program runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the program's end and return its return code.
+
+        :raises subprocess.TimeoutExpired: it still runs after so many seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.returncode is None:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._status, selectors.EVENT_READ)
+                if not selector.select(left):
+                    raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
+            self._note_exit()
+        return self.returncode
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
+        """Send input, read standard output and error until the program has ended, and return them.
+
+        Unlike :mod:`subprocess`, it does not wait for what a daemon left behind may write later.
+
+        :raises subprocess.TimeoutExpired: it still runs after so many seconds; what it wrote so far is in the exception.
+        """
+        found = {name: bytearray() for name in ("stdout", "stderr")}
+        try:
+            self._exchange(_to_bytes(input), found, None if timeout is None else time.monotonic() + timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(
+                list(self.args), timeout or 0.0, bytes(found["stdout"]), bytes(found["stderr"])
+            ) from None
+        self._close_streams()
+        return self._result(self.stdout, found["stdout"]), self._result(self.stderr, found["stderr"])
+
+    def _exchange(self, data: bytes, found: Mapping[str, bytearray], end: float | None) -> None:
+        with selectors.DefaultSelector() as selector:
+            pending = memoryview(data)
+            if self.stdin is not None and not self.stdin.closed:
+                self.stdin.flush()
+                if pending:
+                    os.set_blocking(self.stdin.fileno(), False)
+                    selector.register(self.stdin.fileno(), selectors.EVENT_WRITE, "stdin")
+                else:
+                    self.stdin.close()
+            for name, stream in (("stdout", self.stdout), ("stderr", self.stderr)):
+                if stream is not None and not stream.closed:
+                    os.set_blocking(stream.fileno(), False)
+                    selector.register(stream.fileno(), selectors.EVENT_READ, name)
+            if self.returncode is None:
+                selector.register(self._status, selectors.EVENT_READ, "status")
+            while selector.get_map():
+                ended = self.returncode is not None
+                left = 0.0 if ended else None if end is None else end - time.monotonic()
+                if left is not None and left < 0:
+                    raise TimeoutError
+                ready = selector.select(left)
+                if not ready and ended:
+                    return
+                for key, _ in ready:
+                    if key.data == "status":
+                        selector.unregister(key.fd)
+                        self._note_exit()
+                        if self.returncode is None:
+                            selector.register(key.fd, selectors.EVENT_READ, "status")
+                    elif key.data == "stdin":
+                        try:
+                            pending = pending[os.write(key.fd, pending[: 1 << 16]) :]
+                        except BrokenPipeError:
+                            pending = pending[:0]
+                        if not pending:
+                            selector.unregister(key.fd)
+                            assert self.stdin is not None
+                            self.stdin.close()
+                    else:
+                        chunk = os.read(key.fd, 1 << 16)
+                        found[key.data].extend(chunk)
+                        if not chunk:
+                            selector.unregister(key.fd)
+
+    def _result(self, stream: IO[Any] | None, data: bytearray) -> Any:
+        if stream is None:
+            return None
+        return data.decode(errors="replace").replace("\r\n", "\n") if self._text else bytes(data)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program; nothing happens if it has ended."""
+        if self.poll() is None:
+            self._sandbox.signal(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Send SIGKILL to the program and to what it started in its own process group."""
+        if self.poll() is None:
+            self._sandbox.signal(self.pid, signal.SIGKILL, group=True)
+
+    def _close_streams(self) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def close(self) -> None:
+        """Close the streams; the program, if it still runs, ends with its crate."""
+        self._close_streams()
+        if self.returncode is None:
+            self._end(Exit())
+
+    def __enter__(self) -> CratePopen:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_streams()
+        if kind is None:
+            self.wait()
+
+
+def _to_bytes(data: str | bytes | None) -> bytes:
+    return data.encode() if isinstance(data, str) else data or b""
+
+
+class CrateSandbox:
+    """A crate to run programs in, and to look into, from the host."""
+
+    def __init__(self, sandbox: Sandbox, spec: CrateSpec, *, name: str) -> None:
+        self.spec = spec
+        self.name = name
+        self._sandbox = sandbox
+        self._programs: list[CratePopen] = []
+        self._exceeded: set[Limit] = set()
+        self._stderr = b""
+        self._exit = Exit()
+        self._result: CrateResult | None = None
+
+    # -- programs --------------------------------------------------------------------------------
+
+    def popen(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+        text: bool = True,
+    ) -> CratePopen:
+        """Start a program in the crate and return at once.
+
+        :param argv: the program, looked for in the crate's PATH if it has no slash, and its arguments.
+        :param stdin: as in :class:`subprocess.Popen`: None (pytest's own), ``PIPE``, ``DEVNULL``, a file; likewise
+            ``stdout`` and ``stderr``, the latter ``STDOUT`` as well.
+        :param env: variables on top of the crate's; a value of None removes the variable.
+        :param cwd: working directory in the crate; by default the spec's ``workdir``, else ``/`` on an image and the
+            current directory on the host's root.
+        :param user: user id or name, ``user:group``; by default the spec's ``user``, else root (or, rootless, you).
+        :raises SandboxError: it can't be started: no such program, directory or user in the crate.
+        """
+        if isinstance(argv, (str, bytes)) or not argv:
+            raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
+        if self._result is not None:
+            raise SandboxError(f"run {argv[0]}", detail="the crate is closed")
+        variables = program_environment(self.spec, os.environ)
+        for name, value in (env or {}).items():
+            if value is None:
+                variables.pop(name, None)
+            else:
+                variables[name] = value
+        default = self.spec.workdir or ("/" if self.spec.image is not None else os.getcwd())
+        program = child.Program(
+            argv=tuple(os.fspath(argument) for argument in argv),
+            env=variables,
+            cwd=os.fspath(cwd) if cwd is not None else default,
+            user=str(user) if user is not None else self.spec.user,
+            terminal=False,
+        )
+        started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+        self._programs.append(started)
+        return started
+
+    def run(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - as in subprocess.run
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        text: bool = True,
+    ) -> CompletedRun:
+        """Run a program in the crate to its end.
+
+        Hitting a limit is a result: see :attr:`CompletedRun.exceeded`.
+
+        :param input: sent to its standard input, which is empty otherwise.
+        :param timeout: seconds after which it is killed; ``exceeded`` then has ``"timeout"``.
+        :param check: raise :class:`ProgramFailed` unless it ended with status 0 within its limits.
+        :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
+        :raises SandboxError: it can't be started: no such program, directory or user in the crate.
+        """
+        before, _ = self._sandbox.account()
+        watched = self._sandbox.watch()
+        pipe = subprocess.PIPE
+        program = self.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd, user=user, text=text)
+        late = False
+        try:
+            stdout, stderr = program.communicate(input, timeout)
+        except subprocess.TimeoutExpired as expired:
+            late = True
+            program.kill_group()
+            stdout, stderr = program.communicate()
+            stdout, stderr = (
+                _joined(earlier, later) for earlier, later in ((expired.stdout, stdout), (expired.stderr, stderr))
+            )
+        finally:
+            program.close()
+        after, _ = self._sandbox.account()
+        now = self._sandbox.watch()
+        found = set(now.limits_since(watched)) | ({"timeout"} if late else set())
+        exceeded = tuple(limit for limit in _ORDER if limit in found)
+        self._exceeded.update(exceeded)
+        self._exit = program.exit
+        self._stderr = (self._stderr + _to_bytes(stderr))[-_TAIL_BYTES:]
+        assert program.returncode is not None
+        done = CompletedRun(
+            args=program.args,
+            returncode=program.returncode,
+            stdout=stdout,
+            stderr=stderr,
+            usage=after.since(before),
+            exceeded=exceeded,
+        )
+        if check:
+            done.check_returncode()
+        return done
+
+    # -- files -----------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> Path:
+        """The crate's root directory, as a path on the host.
+
+        The host resolves an absolute symlink below it against its own root: use the ``read_*`` and ``write_*`` methods
+        where programs in the crate may have made one.
+        """
+        return Path(f"/proc/{self._sandbox.init}/root")
+
+    def _open(self, path: str | os.PathLike[str], flags: int) -> int:
+        if self._sandbox.root < 0:
+            raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
+        return libc.open_in_root("open a file in the crate", self._sandbox.root, os.fspath(path), flags, 0o644)
+
+    def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
+        """Return a file's contents. Symlinks are resolved inside the crate.
+
+        :raises SandboxError: it can't be read.
+        """
+        with open(self._open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return file.read()
+
+    def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+        """Return a file's contents as text; see :meth:`read_bytes`."""
+        return self.read_bytes(path).decode(encoding)
+
+    def write_bytes(self, path: str | os.PathLike[str], data: bytes) -> None:
+        """Make or replace a file's contents. Symlinks are resolved inside the crate.
+
+        :raises SandboxError: it can't be written.
+        """
+        with open(self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(data)
+
+    def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8") -> None:
+        """Make or replace a file's contents with text; see :meth:`write_bytes`."""
+        self.write_bytes(path, text.encode(encoding))
+
+    # -- looking in ------------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> Usage:
+        """What the crate has used so far."""
+        return self._result.usage if self._result is not None else self._sandbox.account()[0]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that run in the crate now, by their host pids, without its pid 1 (as ``docker top``)."""
+        try:
+            namespace = os.readlink(f"/proc/{self._sandbox.init}/ns/pid")
+        except OSError:  # ended, and every process with it
+            return []
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace and process.pid != self._sandbox.init:
+                    found.append(process)
+        return found
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> CrateResult:
+        """Kill what runs, remove the crate and return what became of it; idempotent."""
+        if self._result is None:
+            watched = self._sandbox.watch()
+            self._exceeded.update(watched.limits_since(NOTHING_YET))
+            usage = self._sandbox.close()
+            for program in self._programs:
+                program.close()
+            self._result = CrateResult(
+                name=self.name,
+                usage=usage,
+                exceeded=tuple(limit for limit in _ORDER if limit in self._exceeded),
+                exit=self._exit,
+            )
+        return self._result
+
+    @property
+    def stderr_tail(self) -> bytes:
+        """The last that its programs, run to their end, wrote to standard error."""
+        return self._stderr
+
+
+def _joined(earlier: bytes | None, later: Any) -> Any:
+    if isinstance(later, str):
+        return (earlier or b"").decode(errors="replace") + later
+    return (earlier or b"") + (later or b"")

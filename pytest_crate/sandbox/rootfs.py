@@ -1,0 +1,224 @@
+"""A spec becomes the ordered list of mount operations that build its root."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from pytest_crate.sandbox.mounts import (
+    Bind,
+    Capture,
+    Devices,
+    EmptyRoot,
+    Names,
+    Operation,
+    Overlay,
+    Private,
+    Proc,
+    Reveal,
+    Symlink,
+    Sys,
+)
+from pytest_crate.sandbox.temporary import TEMPORARY
+from pytest_crate.spec import CrateSpec
+
+# File systems without files of the user's; the crate gets its own of those that it needs.
+_KERNEL_FILE_SYSTEMS = frozenset(
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs "
+    "mqueue nsfs proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
+)
+_OWN = ("/proc", "/sys", "/dev")
+_Place = Overlay | Bind | Private | Reveal
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MountPoint:
+    """One line of /proc/self/mountinfo (proc(5)): where, and of which type."""
+
+    path: str
+    kind: str
+
+
+def parse_mountinfo(text: str) -> tuple[MountPoint, ...]:
+    """Return the visible mount points, a later mount over an earlier one in its place."""
+    found: dict[str, MountPoint] = {}
+    for line in text.splitlines():
+        fields = line.split(" ")
+        # Spaces, tabs, newlines, backslashes and '#' are written as octal numbers.
+        path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        # A mount hides what was mounted before it at, or below, the same place.
+        for hidden in [other for other in found if other == path or is_below(other, path)]:
+            del found[hidden]
+        found[path] = MountPoint(path=path, kind=fields[fields.index("-") + 1])
+    return tuple(found.values())
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Return whether an absolute path is strictly below a directory, by name."""
+    return path != directory and path.startswith(directory.rstrip("/") + "/")
+
+
+def is_at_or_below(path: str, directory: str) -> bool:
+    """Return whether an absolute path is a directory, or below it, by name."""
+    return path == directory or is_below(path, directory)
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Return the paths that aren't below another of them, sorted, each once."""
+    kept: list[str] = []
+    for path in sorted(set(paths), key=lambda path: path.rstrip("/") + "/"):
+        if not kept or not is_at_or_below(path, kept[-1]):
+            kept.append(path)
+    return kept
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """What planning a root needs to know of the host; every path is absolute and resolved.
+
+    :ivar mounts: its mount points.
+    :ivar rootless: the crate is built in a user namespace.
+    :ivar homes: home directories that are to be private.
+    :ivar project: directories of the project and of the interpreter: visible at their own paths.
+    :ivar kept: entries that this run put into a temporary directory: visible, copy-on-write.
+    :ivar sockets: unix sockets among or below the entries kept: bound, so that they can be connected to.
+    :ivar writable: directories shared with the host, such as pytest's ``basetemp``.
+    :ivar libraries: shared libraries of the interpreter, shown in an image that has none at that path.
+    """
+
+    mounts: tuple[MountPoint, ...]
+    rootless: bool
+    homes: tuple[str, ...] = ()
+    project: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    sockets: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+
+def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> list[Operation]:
+    """Return the operations that build the root of a spec, in order.
+
+    :param rootfs: directory of the spec's image; None for the host's root.
+    """
+    operations = _host_root(spec, view) if rootfs is None else _image_root(spec, view, rootfs)
+    return [*operations, Names(hostname=spec.hostname), *_mounts(spec)]
+
+
+def _kernel_parts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
+    yield Proc()
+    if view.rootless and spec.network == "host":
+        # A fresh sysfs can be mounted only by the owner of the network namespace that it shows.
+        yield Bind(target="/sys", source="/sys", recursive=True)
+    else:
+        yield Sys()
+    yield Devices()
+
+
+def _mounts(spec: CrateSpec) -> Iterator[Operation]:
+    for mount in sorted(spec.mounts, key=lambda mount: mount.target.count("/")):
+        yield Bind(target=mount.target, source=mount.source, writable=mount.writable, recursive=True)
+
+
+# -- the host's root -----------------------------------------------------------------------------
+
+
+def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
+    covers = {**TEMPORARY, **dict.fromkeys(view.homes, 0o755)}
+    covers = {path: covers[path] for path in outermost(covers)}
+    revealed = outermost(
+        path
+        for path in (*view.project, *view.kept)
+        for cover in covers
+        if is_below(path, cover)
+    )
+    yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
+    yield from (Capture(target=path) for path in revealed)
+    yield from _kernel_parts(spec, view)
+    # Outer places first, whatever they are: a project below basetemp is shown on top of it.
+    places: list[_Place] = [Private(target=path, mode=mode) for path, mode in covers.items()]
+    places += [Reveal(target=path) for path in revealed]
+    places += [*_shared(view)]
+    yield from sorted(places, key=_depth)
+
+
+def _shared(view: HostView) -> Iterator[Bind]:
+    """What is the host's own even in a crate: bound, not copied."""
+    yield from (Bind(target=path, source=path, writable=True, recursive=True) for path in view.writable)
+    yield from (Bind(target=path, source=path, writable=True) for path in view.sockets)
+
+
+def _depth(place: _Place) -> int:
+    return place.target.rstrip("/").count("/")
+
+
+def _root_overlays(view: HostView, covers: Sequence[str], revealed: Sequence[str]) -> Iterator[Operation]:
+    yield Overlay(target="/", lower="/")
+    for mount in view.mounts:
+        if mount.path == "/" or mount.kind in _KERNEL_FILE_SYSTEMS or _any_holds(_OWN, mount.path):
+            continue
+        # Under a cover only what is shown again matters: a mount that holds, or is below, such a path.
+        if _any_holds(covers, mount.path) and not any(
+            is_at_or_below(path, mount.path) or is_below(mount.path, path) for path in revealed
+        ):
+            continue
+        yield _copy_on_write(mount.path)
+
+
+def _any_holds(directories: Iterable[str], path: str) -> bool:
+    return any(is_at_or_below(path, directory) for directory in directories)
+
+
+def _copy_on_write(path: str) -> Overlay | Bind:
+    if os.path.isdir(path):
+        return Overlay(target=path, lower=path)
+    return Bind(target=path, source=path)  # a file bound on a file, as containers have /etc/hosts
+
+
+def _rootless_overlays(view: HostView) -> Iterator[Operation]:
+    """One overlay for each directory without mounts below it: in a user namespace the kernel
+    refuses a lower directory with locked mounts below (EINVAL, "failed to clone lowerpath")."""
+    yield EmptyRoot()
+    points = [mount.path for mount in view.mounts if mount.kind not in _KERNEL_FILE_SYSTEMS]
+    skip = (*_OWN, *TEMPORARY)
+    yield from _split("/", points, skip, {*view.homes})
+    # What a temporary directory holds of this run is shown from an overlay of its own.
+    for path in outermost(
+        path for path in (*view.project, *view.kept) if _any_holds(TEMPORARY, path)
+    ):
+        yield _copy_on_write(path)
+
+
+def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: set[str]) -> Iterator[Operation]:
+    try:
+        with os.scandir(directory) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in entries:
+        if entry.path in skip:
+            continue
+        if entry.is_symlink():
+            yield Symlink(target=entry.path, to=os.readlink(entry.path))
+        elif not entry.is_dir(follow_symlinks=False):
+            if entry.is_file(follow_symlinks=False):
+                yield Bind(target=entry.path, source=entry.path)
+        elif any(is_below(point, entry.path) for point in points):
+            yield from _split(entry.path, points, skip, homes)
+        elif os.access(entry.path, os.R_OK | os.X_OK):
+            yield Overlay(target=entry.path, lower=entry.path)
+
+
+# -- an image's root -----------------------------------------------------------------------------
+
+
+def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operation]:
+    yield Overlay(target="/", lower=rootfs)
+    yield from _kernel_parts(spec, view)
+    places: list[_Place] = [Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"]
+    places += [_copy_on_write(path) for path in outermost(view.kept)]
+    places += [*_shared(view)]
+    yield from sorted(places, key=_depth)
+    yield from (Bind(target=path, source=path, if_absent=True) for path in view.libraries)

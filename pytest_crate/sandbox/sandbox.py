@@ -1,0 +1,324 @@
+"""A crate's lifecycle as pytest sees it: create, enter, watch, kill, account, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import capabilities, libc, namespaces, seccomp
+from pytest_crate.result import Limit
+from pytest_crate.sandbox import child, mounts, wire
+from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
+from pytest_crate.spec import CrateSpec
+from pytest_crate.usage import Usage
+
+# -I -S: no site, no environment, no user directory; the launcher needs the standard library and us.
+_LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_crate.sandbox.launcher import main; main()"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Enforcement:
+    """What enforces crates in this run.
+
+    :ivar cgroup_version: 1 or 2; 0 if there are no cgroups to use.
+    :ivar how: how the cgroup was come by, in words.
+    :ivar limits: marker keys that can be enforced.
+    :ivar rootless: crates are made in a user namespace, without the rights of root.
+    """
+
+    cgroup_version: int
+    how: str
+    limits: frozenset[str]
+    rootless: bool
+
+
+class Unsupported(HostError):
+    """The host can't enforce a limit that a spec asks for."""
+
+
+class Engine:
+    """The launcher process as seen by its owner; started at the first use.
+
+    Requests may come from several threads; each is answered before the next is sent.
+    """
+
+    def __init__(self, *, cgroup_parent: str | None = None) -> None:
+        self._cgroup_parent = cgroup_parent
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
+        self._pid = 0
+        self._enforcement: Enforcement | None = None
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """What enforces crates here; starts the launcher.
+
+        :raises SandboxError: the launcher can't be started.
+        :raises HostError: the configured cgroup parent can't be used.
+        """
+        with self._lock:
+            self._start()
+            assert self._enforcement is not None
+            return self._enforcement
+
+    def _start(self) -> socket.socket:
+        if self._channel is not None:
+            return self._channel
+        ours, theirs = socket.socketpair()
+        configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent}
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
+        # posix_spawn doesn't copy pytest's page tables: its cost doesn't grow with pytest's memory.
+        # A session of its own keeps the terminal's signals away.
+        with theirs, libc.os_step("start the launcher", "posix_spawn", sys.executable):
+            self._pid = os.posix_spawn(
+                sys.executable,
+                argv,
+                {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+                ],
+                setsid=True,
+            )
+        self._channel = ours
+        answer, _ = self._receive()
+        if "error" in answer:
+            self._forget()
+            raise HostError(answer["error"], feature="cgroups")
+        self._enforcement = Enforcement(
+            cgroup_version=answer["cgroup_version"],
+            how=answer["how"],
+            limits=frozenset(answer["limits"]),
+            rootless=answer["rootless"],
+        )
+        return ours
+
+    def _receive(self) -> tuple[wire.Message, list[int]]:
+        assert self._channel is not None
+        try:
+            received = wire.receive(self._channel)
+        except (wire.WireError, ConnectionError) as error:
+            received = None
+            reason = str(error)
+        else:
+            reason = "it ended"
+        if received is None:
+            self._forget()
+            raise SandboxError("ask the launcher", detail=f"no answer: {reason}")
+        return received
+
+    def _forget(self) -> None:
+        """Give the launcher up; the next use starts another."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+
+    def ask(self, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> tuple[wire.Message, list[int]]:
+        """Send a request to the launcher and return its answer.
+
+        :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
+        :raises HostError: the host can't give what it needs.
+        """
+        with self._lock:
+            channel = self._start()
+            try:
+                wire.send(channel, message, descriptors)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                self._forget()
+                raise SandboxError("ask the launcher", errno=error.errno, detail="it ended") from error
+            answer, received = self._receive()
+        if "sandbox_error" in answer:
+            raise SandboxError.from_json(answer["sandbox_error"])
+        if "host_error" in answer:
+            raise HostError(**answer["host_error"])
+        return answer, received
+
+    def create(
+        self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool = False
+    ) -> Sandbox:
+        """Make a crate: its cgroup, namespaces and root; nothing of the user's runs in it yet.
+
+        :param timed: the launcher kills the crate at the spec's timeout, counted from now on.
+        :raises Unsupported: the host can't enforce one of them.
+        :raises SandboxError: the kernel refuses a step.
+        """
+        keep = capabilities.capability_numbers((*capabilities.DEFAULT_CAPABILITIES, *spec.cap_add))
+        program = seccomp.build_filter(os.uname().machine) if spec.seccomp else b""
+        answer, descriptors = self.ask(
+            {
+                "request": "create",
+                "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
+                "asked": sorted(spec.asked),
+                "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
+                "network": spec.network,
+                "hostname": spec.hostname,
+                "tmpfs_bytes": spec.tmpfs_bytes,
+                "operations": mounts.to_json(operations),
+                "keep": sorted(keep),
+                "seccomp": program.hex(),
+                "as_root": spec.image is not None,
+            }
+        )
+        if "missing" in answer:
+            first = answer["missing"][0]
+            reasons = "; ".join(f"{limit['key']}: {limit['reason']}" for limit in answer["missing"])
+            raise Unsupported(reasons, feature=f"{first['key']} limit", hint=first["hint"])
+        root, pid, *others = descriptors
+        return Sandbox(
+            engine=self,
+            number=answer["crate"],
+            init=answer["init"],
+            root=root,
+            entry=child.Entry(
+                enter_files=tuple(answer["enter_files"]),
+                namespaces=namespaces.NamespaceHandles(
+                    pid=pid, others=dict(zip(answer["kinds"], others, strict=True))
+                ),
+                keep=keep,
+                seccomp=program,
+            ),
+        )
+
+    def close(self) -> None:
+        """End the launcher, and with it every crate; idempotent."""
+        with self._lock:
+            self._forget()
+
+    def disown(self) -> None:
+        """In a forked child: close the socket without ending the launcher, which is the parent's."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What has happened at a crate's limits; a count is None where the kernel can't tell.
+
+    :ivar oom_kills: processes killed for memory.
+    :ivar pids_max: forks refused.
+    :ivar timed_out: the launcher killed the crate, its time being over.
+    """
+
+    oom_kills: int | None
+    pids_max: int | None
+    timed_out: bool
+
+    def limits_since(self, earlier: Watched) -> tuple[Limit, ...]:
+        """Return the limits that were exceeded between an earlier watch and this one."""
+        found: list[Limit] = []
+        if (self.oom_kills or 0) > (earlier.oom_kills or 0):
+            found.append("memory")
+        if (self.pids_max or 0) > (earlier.pids_max or 0):
+            found.append("pids")
+        if self.timed_out and not earlier.timed_out:
+            found.append("timeout")
+        return tuple(found)
+
+
+NOTHING_YET = Watched(oom_kills=0, pids_max=0, timed_out=False)
+
+
+class Sandbox:
+    """One crate, alive until :meth:`close`."""
+
+    def __init__(self, *, engine: Engine, number: int, init: int, root: int, entry: child.Entry) -> None:
+        self._engine = engine
+        self._number = number
+        self._closed: Usage | None = None
+        self.init = init
+        """Host pid of the crate's pid 1."""
+        self.root = root
+        """Descriptor of the crate's root directory."""
+        self.entry = entry
+        self.started = time.monotonic_ns()
+
+    def fork(self) -> int:
+        """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
+
+        In the child the calling thread is the only one; it is in the crate's cgroup and namespaces
+        but not yet confined (:func:`child.confine`).
+
+        :raises SandboxError: a step is refused. In the child it must end the process.
+        """
+        self.started = time.monotonic_ns()
+        pid = namespaces.fork_inside(self.entry.namespaces)
+        if pid == 0:
+            child.enter(self.entry)
+        return pid
+
+    def spawn(self, program: child.Program, stdio: tuple[int, int, int]) -> tuple[int, int]:
+        """Start a program in the crate.
+
+        :param stdio: the descriptors that become its 0, 1 and 2.
+        :returns: its host pid, and a descriptor on which one frame tells how it ended.
+        """
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            answer, _ = self._engine.ask(
+                {"request": "spawn", "crate": self._number, "program": dataclasses.asdict(program)},
+                [*stdio, writing],
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        return int(answer["pid"]), reading
+
+    def signal(self, pid: int, number: int, *, group: bool = False) -> bool:
+        """Send a signal to a program of :meth:`spawn`, or to its whole process group; False if it has ended."""
+        answer, _ = self._engine.ask({"request": "signal", "pid": pid, "signal": number, "group": group})
+        return bool(answer["signalled"])
+
+    def watch(self) -> Watched:
+        """Return what has happened so far at the crate's limits."""
+        answer, _ = self._engine.ask({"request": "watch", "crate": self._number})
+        return Watched(**answer)
+
+    def account(self) -> tuple[Usage, tuple[int, ...]]:
+        """Return what has been used so far, and the host pids of the processes in the measured cgroup."""
+        answer, _ = self._engine.ask({"request": "account", "crate": self._number})
+        return self._usage(answer["usage"]), tuple(answer["pids"])
+
+    def kill(self) -> None:
+        """Kill every process in the crate; a forked body must be waited for before :meth:`close`."""
+        self._engine.ask({"request": "kill", "crate": self._number})
+
+    def close(self) -> Usage:
+        """Kill what is left, remove the crate and return what it used; idempotent."""
+        if self._closed is None:
+            self.release()
+            answer, _ = self._engine.ask({"request": "close", "crate": self._number})
+            self._closed = self._usage(answer["usage"])
+        return self._closed
+
+    def release(self) -> None:
+        """Close the descriptors of the crate, here or in a forked child."""
+        if self.root >= 0:
+            self.entry.namespaces.close()
+            os.close(self.root)
+            self.root = -1
+
+    def disown(self) -> None:
+        """In a forked child: give up every descriptor of the engine's; the crate goes on."""
+        self.release()
+        self._engine.disown()
+
+    def _usage(self, data: Mapping[str, Any]) -> Usage:
+        wall = (time.monotonic_ns() - self.started) // 1_000
+        return dataclasses.replace(Usage.from_json(data), wall_usec=wall)
+

@@ -1,0 +1,114 @@
+"""Messages between processes: JSON of builtins, length-prefixed, with descriptors beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_LENGTH = struct.Struct(">I")
+MAX_FRAME_BYTES = 256 << 20
+"""The longest frame that is accepted; a longer one is a broken or a forged one."""
+
+_MAX_DESCRIPTORS = 16
+
+Message = dict[str, Any]
+
+
+class WireError(Exception):
+    """What came over the wire is not a message."""
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """Return the frame of a message."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """Return the message of a frame's body.
+
+    :raises WireError: it is not the JSON of an object.
+    """
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"a frame of {len(body)} bytes is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise WireError("a frame is not a JSON object")
+    return message
+
+
+class FrameReader:
+    """Cuts a byte stream into messages; fed with what was read, in whatever pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes and return the messages that are now whole.
+
+        :raises WireError: a frame is too long, or not a message.
+        """
+        self._buffer += data
+        messages: list[Message] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise WireError(f"a frame claims {length} bytes")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(decode(bytes(self._buffer[_LENGTH.size : end])))
+            del self._buffer[:end]
+        return messages
+
+
+def write_frame(descriptor: int, message: Mapping[str, object]) -> None:
+    """Write a message whole to a pipe or socket, blocking.
+
+    :raises OSError: the other end is gone.
+    """
+    view = memoryview(encode(message))
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def send(channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
+    """Send a message, and descriptors beside it, over a stream socket (unix(7), SCM_RIGHTS)."""
+    frame = encode(message)
+    fds = list(descriptors)
+    if fds:
+        # The descriptors ride on the length; the rest follows as plain data.
+        socket.send_fds(channel, [frame[: _LENGTH.size]], fds)
+        frame = frame[_LENGTH.size :]
+    channel.sendall(frame)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive a message and the descriptors beside it (close-on-exec); None at the end of the stream.
+
+    :raises WireError: the stream ends inside a message, or holds none.
+    """
+    head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not head:
+        return None
+    while len(head) < _LENGTH.size:
+        head += _some(channel, _LENGTH.size - len(head))
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_FRAME_BYTES:
+        raise WireError(f"a frame claims {length} bytes")
+    body = bytearray()
+    while len(body) < length:
+        body += _some(channel, min(length - len(body), 1 << 20))
+    return decode(bytes(body)), list(fds)
+
+
+def _some(channel: socket.socket, count: int) -> bytes:
+    data = channel.recv(count)
+    if not data:
+        raise WireError("the stream ended inside a message")
+    return data
