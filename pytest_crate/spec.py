@@ -323,18 +323,12 @@ class _Key:
 
 _SIZE_WORDS = 'a size such as "256m", "1.5g" or a number of bytes'
 _KEYS: Mapping[str, _Key] = {
-    "memory": _Key(
-        field="memory_bytes", parse=_limit_bytes, expected=f"{_SIZE_WORDS}, at least 4k", unlimited=True
-    ),
+    "memory": _Key(field="memory_bytes", parse=_limit_bytes, expected=f"{_SIZE_WORDS}, at least 4k", unlimited=True),
     "swap": _Key(field="swap_bytes", parse=_swap, expected=_SIZE_WORDS),
-    "cpus": _Key(
-        field="cpu_quota_usec", parse=_cpu_quota, expected="a number of CPUs, at least 0.01", unlimited=True
-    ),
+    "cpus": _Key(field="cpu_quota_usec", parse=_cpu_quota, expected="a number of CPUs, at least 0.01", unlimited=True),
     "cpuset": _Key(field="cpuset", parse=parse_cpuset, expected='CPU numbers such as "0-1" or "0,2"'),
     "pids": _Key(field="pids", parse=_pids, expected="a number of tasks, at least 1", unlimited=True),
-    "timeout": _Key(
-        field="timeout_usec", parse=_timeout, expected="a number of seconds above 0", unlimited=True
-    ),
+    "timeout": _Key(field="timeout_usec", parse=_timeout, expected="a number of seconds above 0", unlimited=True),
     "image": _Key(field="image", parse=_text, expected="an image's name or path", unlimited=False),
     "network": _Key(field="network", parse=_choice(NETWORKS), expected=one_of(NETWORKS)),
     "mounts": _Key(
@@ -374,9 +368,7 @@ def _parse(layer: Layer, key: str, value: object) -> Any:
             return None
         return definition.parse(value)
     except (ValueError, TypeError, OverflowError):
-        raise SpecError(
-            origin=layer.origin, key=key, value=value, expected=definition.expected
-        ) from None
+        raise SpecError(origin=layer.origin, key=key, value=value, expected=definition.expected) from None
 
 
 def _image(reference: str, directory: str) -> str:
@@ -429,7 +421,5 @@ def build_spec(layers: Iterable[Layer], ceilings: Mapping[str, object] | None = 
             merged[field] = ceiling
         elif asked > ceiling:
             origin, given = origins[key]
-            raise SpecError(
-                origin=origin, key=key, value=given, expected=f"at most crate_{key}_ceiling = {value}"
-            )
+            raise SpecError(origin=origin, key=key, value=given, expected=f"at most crate_{key}_ceiling = {value}")
     return CrateSpec(**merged, asked=frozenset(origins))

@@ -8,7 +8,7 @@ import pytest
 
 def test_run(crate_sandbox):
     done = crate_sandbox.run(["tr", "a-z", "A-Z"], input="hello\n")
-    assert done.args == ["tr", "a-z", "A-Z"]
+    assert done.args == ("tr", "a-z", "A-Z")
     assert (done.returncode, done.stdout, done.stderr) == (0, "HELLO\n", "")
 
 

@@ -312,6 +312,7 @@ def _reading(reference: str) -> Iterator[None]:
 
 
 def _described(error: OSError | SandboxError) -> str:
-    path = error.path if isinstance(error, SandboxError) else os.fsdecode(error.filename or "")
-    reason = f"{os.strerror(error.errno)} (errno {error.errno})" if error.errno else str(error)
-    return f"{path}: {reason}" if path else reason
+    if isinstance(error, SandboxError):
+        return str(error)
+    reason = f"{error.strerror} (errno {error.errno})" if error.errno else str(error)
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason

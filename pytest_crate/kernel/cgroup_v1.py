@@ -33,6 +33,9 @@ from pytest_crate.usage import Usage
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio", "cpuset")
 """The controllers that a crate uses where their hierarchies are mounted."""
 
+# Memory is charged in folios of up to a huge page; one that is refused leaves the peak that much below the limit.
+_LARGEST_CHARGE_BYTES = 2 << 20
+
 _BLKIO_BYTES = "blkio.throttle.io_service_bytes_recursive"
 
 
@@ -134,6 +137,7 @@ class CgroupV1:
         )
         cpu = self._table("cpu", "cpu.stat")
         memory = self._table("memory", "memory.stat")
+        peak_bytes = self._number("memory", "memory.max_usage_in_bytes")
         read_bytes, write_bytes = self._io_bytes()
         events = self.events()
         return Usage(
@@ -142,12 +146,12 @@ class CgroupV1:
             cpu_system_usec=system_usec,
             cpu_throttled_usec=_usec(cpu.get("throttled_time")),
             cpu_nr_throttled=cpu.get("nr_throttled"),
-            memory_peak_bytes=self._number("memory", "memory.max_usage_in_bytes"),
+            memory_peak_bytes=peak_bytes,
             memory_anon_bytes=memory.get("total_rss"),
             memory_file_bytes=memory.get("total_cache"),
             memory_shmem_bytes=memory.get("total_shmem"),
             memory_oom_kills=events.oom_kills,
-            memory_max_events=self._number("memory", "memory.failcnt"),
+            memory_max_events=self._memory_max_events(peak_bytes),
             pids_peak=self._number("pids", "pids.peak"),  # kernel 6.1
             pids_max_events=events.pids_max,
             io_read_bytes=read_bytes,
@@ -169,6 +173,20 @@ class CgroupV1:
     def _table(self, controller: str, name: str) -> dict[str, int]:
         directory = self._directories.get(controller)
         return {} if directory is None else read_table(f"{directory}/{name}")
+
+    def _memory_max_events(self, peak_bytes: int | None) -> int | None:
+        # An allocation is charged to memory plus swap first, then to memory (mm/memcontrol.c, try_charge_memcg),
+        # and counted where it was refused.
+        refused = self._number("memory", "memory.failcnt")
+        if refused is None:
+            return None
+        total = refused + (self._number("memory", "memory.memsw.failcnt") or 0)
+        limit_bytes = self._number("memory", "memory.limit_in_bytes")
+        if total or peak_bytes is None or limit_bytes is None or peak_bytes + _LARGEST_CHARGE_BYTES < limit_bytes:
+            return total
+        # Kernels with page_counter.track_failcnt (6.18 is one) count refusals of memory, but none of memory plus
+        # swap. The limit may have been met, nobody knows how often.
+        return None
 
     def _io_bytes(self) -> tuple[int | None, int | None]:
         if "blkio" not in self._directories:

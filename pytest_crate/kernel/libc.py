@@ -77,12 +77,26 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # asm/unistd.h: x86_64 has its own table, aarch64 the generic one; from 424 on they are the same.
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
-        "pivot_root": 155, "capset": 126, "capget": 125, "seccomp": 317, "setns": 308, "clone": 56,
-        "setgroups": 116, "setresuid": 117, "setresgid": 119,
+        "pivot_root": 155,
+        "capset": 126,
+        "capget": 125,
+        "seccomp": 317,
+        "setns": 308,
+        "clone": 56,
+        "setgroups": 116,
+        "setresuid": 117,
+        "setresgid": 119,
     },
     "aarch64": {
-        "pivot_root": 41, "capset": 91, "capget": 90, "seccomp": 277, "setns": 268, "clone": 220,
-        "setgroups": 159, "setresuid": 147, "setresgid": 149,
+        "pivot_root": 41,
+        "capset": 91,
+        "capget": 90,
+        "seccomp": 277,
+        "setns": 268,
+        "clone": 220,
+        "setgroups": 159,
+        "setresuid": 147,
+        "setresgid": 149,
     },
 }
 _COMMON_NUMBERS = {
@@ -109,8 +123,9 @@ def _checked(step: str, name: str, path: str, function: Callable[[], int]) -> in
             raise SandboxError(step, syscall=name, path=path, errno=number)
 
 
-def syscall(step: str, name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | ctypes.Structure | None,
-            path: str = "") -> int:
+def syscall(
+    step: str, name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | ctypes.Structure | None, path: str = ""
+) -> int:
     """Make a system call by number; retried when a signal interrupts it.
 
     :param step: what it is for, in words; it opens the error's message.
@@ -163,9 +178,7 @@ def write_file(step: str, path: str, value: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise SandboxError(
-            step, syscall="write", path=path, errno=error.errno, detail=f"value {value!r}"
-        ) from error
+        raise SandboxError(step, syscall="write", path=path, errno=error.errno, detail=f"value {value!r}") from error
 
 
 def mount(step: str, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:

@@ -210,19 +210,18 @@ class Mirror:
         return walk.mirror_report(call.when)
 
 
-def _mirrored(walk: Walk, call: pytest.CallInfo[None], report: pytest.TestReport) -> pytest.TestReport:
+def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -> pytest.TestReport:
     """Return what counts as the report of a phase in pytest: the child's, wherever it has sent one."""
-    own = report
+    report = own
     mirrored = walk.mirror_report(call.when)
-    if mirrored is not None and call.excinfo is None:
-        report = mirrored
-    elif mirrored is not None:
-        # The child's part went well, or not; then a wider fixture failed in pytest itself.
-        report.sections[:0] = [section for section in mirrored.sections if section not in report.sections]
-        if mirrored.failed:
-            report.sections.append(("teardown inside the crate", mirrored.longreprtext))
-    if mirrored is not None and call.when == "teardown":
-        _add_output(report, [section for section in walk.own_sections() if own is not report or section not in report.sections])
+    if mirrored is not None:
+        sections = _with_output(mirrored.sections, walk.own_sections() if call.when == "teardown" else [])
+        if call.excinfo is None:
+            report = mirrored
+        elif mirrored.failed:
+            # The child's part failed; then a wider fixture's teardown failed in pytest, too.
+            sections.append(("teardown inside the crate", mirrored.longreprtext))
+        report.sections = sections
     if call.excinfo is not None and isinstance(call.excinfo.value, CrateFailed):
         _speak_for_the_child(walk, call.excinfo.value, report)
     if report.failed and walk.result is not None:
@@ -232,15 +231,11 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], report: pytest.TestReport
     return report
 
 
-def _add_output(report: pytest.TestReport, sections: list[tuple[str, str]]) -> None:
-    """Add output of wider fixtures' teardown to the section of the same name, as if it were one process."""
-    for title, text in sections:
-        for index, (name, before) in enumerate(report.sections):
-            if name == title:
-                report.sections[index] = (name, before + text)
-                break
-        else:
-            report.sections.append((title, text))
+def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return sections with more output, each text in the section of its title, as if one process had written both."""
+    merged = dict(added)
+    joined = [(title, text + merged.pop(title, "")) for title, text in sections]
+    return joined + list(merged.items())
 
 
 def _speak_for_the_child(walk: Walk, failure: CrateFailed, report: pytest.TestReport) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from pytest_crate.kernel import host
 from pytest_crate.plugin import options
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
-from pytest_crate.sandbox.sandbox import Engine, Enforcement, Sandbox
+from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
 from pytest_crate.spec import CrateSpec
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Crates:
         self._store: ImageStore | None = None
         self._mounts: tuple[rootfs.MountPoint, ...] | None = None
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
-        self._libraries: tuple[str, ...] | None = None
+        self._libraries: Mapping[str, str] | None = None
         # Before the first fork: each child would make a numbered directory of its own.
         self._basetemp = os.path.realpath(self._make_basetemp())
 
@@ -95,19 +97,17 @@ class Crates:
             kept=tuple(path for path in kept if not rootfs.is_at_or_below(self._basetemp, path)),
             sockets=temporary.unix_sockets(kept),
             writable=(self._basetemp,),
-            libraries=self._libraries or (),
+            libraries=self._libraries or {},
         )
         return rootfs.plan_root(spec, view, rootfs=rootfs_path)
 
     def _project(self) -> tuple[str, ...]:
-        from sys import modules
-
-        if self._interpreter[0] != len(modules):
+        if self._interpreter[0] != len(sys.modules):
             environ = os.environ
             paths = (*host_view.interpreter_paths(), str(self.config.invocation_params.dir))
             homes = host_view.home_directories(environ)
             visible = host_view.visible_paths(paths, homes, str(self.config.rootpath))
-            self._interpreter = (len(modules), visible)
+            self._interpreter = (len(sys.modules), visible)
         return self._interpreter[1]
 
     def _open_image(self, reference: str) -> str:
@@ -159,7 +159,7 @@ def _open_directories() -> list[str]:
     return found
 
 
-class Uncrated(Exception):  # noqa: N818 - a decision, not an error
+class Uncrated(Exception):
     """The host can't enforce a crate, and ``crate_unsupported = run`` wants the test run all the same."""
 
     def __init__(self, reason: str) -> None:

@@ -30,5 +30,3 @@ def crate_sandbox(request: pytest.FixtureRequest) -> Iterator[CrateSandbox]:
 
     with Driver(request.node, name="crate_sandbox") as driver:
         yield driver.make()
-
-

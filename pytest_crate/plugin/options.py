@@ -49,7 +49,11 @@ def add_options(parser: pytest.Parser) -> None:
         "--crate-require", action="store_true", help="crate_unsupported = skip or run counts as fail; for CI"
     )
     group.addoption(
-        "--crate-top", type=int, default=10, metavar="N", help="rows of the summary, biggest first (0: all; default: 10)"
+        "--crate-top",
+        type=int,
+        default=10,
+        metavar="N",
+        help="rows of the summary, biggest first (0: all; default: 10)",
     )
     group.addoption("--crate-report", metavar="FILE", help="write what every crate used to FILE, as JSON")
     group.addoption("--crate-debug", action="store_true", help="show for each crate what it is made of")

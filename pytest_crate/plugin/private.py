@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from _pytest.outcomes import Failed
 
-# mypy: these attributes are pytest's own affair and have no public types.
+__all__ = [
+    "Failed",
+    "drop_wider_finalizers",
+    "finalizers",
+    "is_driven_by",
+    "keep_only",
+    "set_up_wider_fixtures",
+    "tear_down_all",
+]
+
+# These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001
 
 
@@ -47,8 +58,6 @@ def tear_down_all(item: pytest.Item) -> None:
 
 def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:
     """In a forked child: let one plugin alone see a hook from now on."""
-    hook = getattr(config.hook, hook_name)
-    hook = getattr(hook, "_hook_caller", hook)
     caller = getattr(config.pluginmanager.hook, hook_name)
     for implementation in list(caller.get_hookimpls()):
         if implementation.plugin is not plugin:

@@ -101,9 +101,9 @@ class ImageFinder:
     def _find(self, reference: str) -> str:
         from pytest_crate.images import read_image_names, resolve_reference
 
-        answer = self._config.hook.pytest_crate_image_source(reference=reference)
+        answer: str | None = self._config.hook.pytest_crate_image_source(reference=reference)
         if answer is not None:
-            return os.fspath(answer)
+            return str(answer)
         root = str(self._config.rootpath)
         if self._names is None:
             pyproject = os.path.join(root, "pyproject.toml")
@@ -122,7 +122,10 @@ def check(spec: CrateSpec, find_image: ImageFinder) -> None:
     for mount in spec.mounts:
         if not os.path.exists(mount.source):
             raise SpecError(
-                origin="mounts", key="mounts", value=str(mount), expected=f"an existing path, and {mount.source} is none"
+                origin="mounts",
+                key="mounts",
+                value=str(mount),
+                expected=f"an existing path, and {mount.source} is none",
             )
 
 

@@ -50,7 +50,7 @@ _STACKS_MAX_BYTES = 1 << 20
 _EXIT_CLOSED = 71  # EX_OSERR: the child found its report descriptor closed
 
 
-class CrateFailed(pytest.fail.Exception):
+class CrateFailed(private.Failed):
     """A test's crate went over a limit, or its process ended without a report.
 
     ``xfail`` counts it as an expected failure only if it is named: ``raises=pytest_crate.plugin.CrateFailed``.
@@ -180,7 +180,9 @@ class Walk:
             try:
                 os.chdir(where)
             except OSError as error:
-                raise SandboxError("enter the working directory", syscall="chdir", path=where, errno=error.errno) from error
+                raise SandboxError(
+                    "enter the working directory", syscall="chdir", path=where, errno=error.errno
+                ) from error
             child.confine(sandbox.entry, who)
             if faulthandler.is_enabled():
                 faulthandler.enable(file=stacks)

@@ -23,13 +23,17 @@ class Entry:
     :ivar enter_files: files of the cgroup; writing ``0`` to each joins it (cgroups(7)).
     :ivar namespaces: the crate's namespaces.
     :ivar keep: numbers of the capabilities that the crate's root keeps.
+    :ivar last_capability: the highest number that the running kernel knows.
     :ivar seccomp: the filter program; empty for none.
+    :ivar rootless: the crate has a user namespace of one user, in which setgroups(2) is denied.
     """
 
     enter_files: tuple[str, ...]
     namespaces: namespaces.NamespaceHandles
     keep: frozenset[int]
+    last_capability: int
     seccomp: bytes
+    rootless: bool
 
 
 def enter(entry: Entry) -> None:
@@ -53,9 +57,9 @@ def confine(entry: Entry, who: identity.Identity | None) -> None:
     root = (os.geteuid() if who is None else who.uid) == 0
     # The bounding set first: dropping from it needs CAP_SETPCAP. Capabilities that root keeps are
     # of no use to another user, and a fork (unlike an exec) would carry them over.
-    capabilities.limit_bounding_set(entry.keep)
+    capabilities.limit_bounding_set(entry.keep, entry.last_capability)
     if who is not None:
-        identity.become(who)
+        identity.become(who, keep_groups=entry.rootless)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
     capabilities.no_new_privs()
     if entry.seccomp:

@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import os
 import pwd
+import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 
 from pytest_crate.sandbox.rootfs import MountPoint, is_at_or_below, parse_mountinfo
+
 
 def read_mounts() -> tuple[MountPoint, ...]:
     """Return the mount points of the calling process (proc(5), /proc/pid/mountinfo)."""
@@ -65,11 +67,13 @@ def visible_paths(paths: Iterable[str], homes: Iterable[str], project: str) -> t
     return tuple(sorted(found))
 
 
-def load_interpreter_libraries() -> tuple[str, ...]:
-    """Load the shared libraries of the standard library's extension modules, and return all that are loaded.
+def load_interpreter_libraries() -> Mapping[str, str]:
+    """Load the shared libraries of the standard library's extension modules; return the directories of all loaded.
 
     A body on an image can then import ``ssl`` or ``sqlite3``: the dynamic linker takes a library
-    that is loaded already by its name, whatever the image holds (dlopen(3), ld.so(8)).
+    that is loaded already by its name, whatever the image holds (dlopen(3), ld.so(8)). The directories,
+    by the path where the dynamic linker looks for them, let the interpreter start anew on an image
+    that has none of these directories, such as one with another C library.
     """
     directory = sysconfig.get_config_var("DESTSHARED")
     if directory and os.path.isdir(directory):
@@ -79,10 +83,37 @@ def load_interpreter_libraries() -> tuple[str, ...]:
                 # One that can't be loaded here can't be imported outside a crate either.
                 with contextlib.suppress(OSError):
                     ctypes.CDLL(os.path.join(directory, name), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
-    found: set[str] = set()
+    found: dict[str, str] = {}
+    own = (sys.prefix, sys.base_prefix)
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            path = line.rstrip("\n").partition("/")[2]
-            if path and (".so" in os.path.basename(path)) and not path.endswith("(deleted)"):
-                found.add("/" + path)
-    return tuple(sorted(found))
+            path = "/" + line.rstrip("\n").partition("/")[2]
+            if ".so" not in os.path.basename(path) or any(is_at_or_below(path, prefix) for prefix in own):
+                continue
+            # Where /lib is a symlink to /usr/lib, the dynamic linker looks under both names.
+            place = os.path.dirname(path)
+            for name in (place, place.removeprefix("/usr")):
+                if os.path.realpath(name) == place:
+                    found[name] = place
+    if loader := _program_interpreter(sys.executable):
+        found[os.path.dirname(loader)] = os.path.realpath(os.path.dirname(loader))
+    return found
+
+
+def _program_interpreter(path: str) -> str | None:
+    """Return the dynamic linker that a 64-bit ELF program names (elf(5), PT_INTERP); None if it names none."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+        if header[:5] != b"\x7fELF\x02":
+            return None
+        (start,) = struct.unpack_from("=Q", header, 32)
+        size, count = struct.unpack_from("=HH", header, 54)
+        file.seek(start)
+        table = file.read(size * count)
+        for offset in range(0, len(table), size):
+            (kind,) = struct.unpack_from("=I", table, offset)
+            if kind == 3:
+                place, _, _, length = struct.unpack_from("=QQQQ", table, offset + 8)
+                file.seek(place)
+                return file.read(length).rstrip(b"\0").decode()
+    return None

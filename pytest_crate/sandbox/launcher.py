@@ -23,7 +23,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from pytest_crate.errors import CrateError, HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
@@ -67,6 +66,7 @@ class Launcher:
         self.channel = channel
         self.parent = parent
         self.rootless = rootless
+        self.last_capability = capabilities.last_capability()
         self.crates: dict[int, Crate] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
         self._count = 0
@@ -179,7 +179,9 @@ class Launcher:
                 enter_files=group.enter_files,
                 namespaces=handles,
                 keep=frozenset(message["keep"]),
+                last_capability=self.last_capability,
                 seccomp=bytes.fromhex(message["seccomp"]),
+                rootless=self.rootless,
             )
             seconds = message["seconds"]
             self.crates[number] = Crate(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import psutil
 
@@ -44,7 +44,9 @@ class ProgramFailed(subprocess.CalledProcessError):
         lines = [super().__str__()]
         if self.run.exceeded:
             lines.append(f"limits exceeded: {', '.join(self.run.exceeded)}")
-        text = self.run.stderr if isinstance(self.run.stderr, str) else (self.run.stderr or b"").decode(errors="replace")
+        text = (
+            self.run.stderr if isinstance(self.run.stderr, str) else (self.run.stderr or b"").decode(errors="replace")
+        )
         lines += text.splitlines()[-20:]
         return "\n".join(lines)
 
@@ -169,7 +171,7 @@ class CratePopen:
 
         Unlike :mod:`subprocess`, it does not wait for what a daemon left behind may write later.
 
-        :raises subprocess.TimeoutExpired: it still runs after so many seconds; what it wrote so far is in the exception.
+        :raises subprocess.TimeoutExpired: it still runs after so many seconds; the exception has what it wrote.
         """
         found = {name: bytearray() for name in ("stdout", "stderr")}
         try:
@@ -261,7 +263,7 @@ class CratePopen:
         if self.returncode is None:
             self._end(Exit())
 
-    def __enter__(self) -> CratePopen:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pytest_crate.sandbox.mounts import (
     Bind,
@@ -85,7 +85,8 @@ class HostView:
     :ivar kept: entries that this run put into a temporary directory: visible, copy-on-write.
     :ivar sockets: unix sockets among or below the entries kept: bound, so that they can be connected to.
     :ivar writable: directories shared with the host, such as pytest's ``basetemp``.
-    :ivar libraries: shared libraries of the interpreter, shown in an image that has none at that path.
+    :ivar libraries: directories of the interpreter's shared libraries, by the path where the dynamic linker
+        looks for them; shown in an image that has nothing at that path.
     """
 
     mounts: tuple[MountPoint, ...]
@@ -95,7 +96,7 @@ class HostView:
     kept: tuple[str, ...] = ()
     sockets: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = ()
+    libraries: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> list[Operation]:
@@ -128,12 +129,7 @@ def _mounts(spec: CrateSpec) -> Iterator[Operation]:
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     covers = {**TEMPORARY, **dict.fromkeys(view.homes, 0o755)}
     covers = {path: covers[path] for path in outermost(covers)}
-    revealed = outermost(
-        path
-        for path in (*view.project, *view.kept)
-        for cover in covers
-        if is_below(path, cover)
-    )
+    revealed = outermost(path for path in (*view.project, *view.kept) for cover in covers if is_below(path, cover))
     yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
     yield from (Capture(target=path) for path in revealed)
     yield from _kernel_parts(spec, view)
@@ -185,9 +181,7 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     skip = (*_OWN, *TEMPORARY)
     yield from _split("/", points, skip, {*view.homes})
     # What a temporary directory holds of this run is shown from an overlay of its own.
-    for path in outermost(
-        path for path in (*view.project, *view.kept) if _any_holds(TEMPORARY, path)
-    ):
+    for path in outermost(path for path in (*view.project, *view.kept) if _any_holds(TEMPORARY, path)):
         yield _copy_on_write(path)
 
 
@@ -217,8 +211,10 @@ def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: se
 def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operation]:
     yield Overlay(target="/", lower=rootfs)
     yield from _kernel_parts(spec, view)
-    places: list[_Place] = [Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"]
+    places: list[_Place] = [
+        Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"
+    ]
     places += [_copy_on_write(path) for path in outermost(view.kept)]
     places += [*_shared(view)]
     yield from sorted(places, key=_depth)
-    yield from (Bind(target=path, source=path, if_absent=True) for path in view.libraries)
+    yield from (Bind(target=path, source=source, if_absent=True) for path, source in view.libraries.items())

@@ -146,17 +146,15 @@ class Engine:
             raise HostError(**answer["host_error"])
         return answer, received
 
-    def create(
-        self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool = False
-    ) -> Sandbox:
+    def create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool = False) -> Sandbox:
         """Make a crate: its cgroup, namespaces and root; nothing of the user's runs in it yet.
 
         :param timed: the launcher kills the crate at the spec's timeout, counted from now on.
         :raises Unsupported: the host can't enforce one of them.
         :raises SandboxError: the kernel refuses a step.
         """
-        keep = capabilities.capability_numbers((*capabilities.DEFAULT_CAPABILITIES, *spec.cap_add))
-        program = seccomp.build_filter(os.uname().machine) if spec.seccomp else b""
+        keep = _kept_capabilities(spec)
+        program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
         answer, descriptors = self.ask(
             {
                 "request": "create",
@@ -184,11 +182,11 @@ class Engine:
             root=root,
             entry=child.Entry(
                 enter_files=tuple(answer["enter_files"]),
-                namespaces=namespaces.NamespaceHandles(
-                    pid=pid, others=dict(zip(answer["kinds"], others, strict=True))
-                ),
+                namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
                 keep=keep,
+                last_capability=capabilities.last_capability(),
                 seccomp=program,
+                rootless=self._enforcement is not None and self._enforcement.rootless,
             ),
         )
 
@@ -202,6 +200,19 @@ class Engine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def _kept_capabilities(spec: CrateSpec) -> frozenset[int]:
+    names = set(capabilities.DEFAULT_CAPABILITIES)
+    if spec.network == "host":
+        # There it would let a payload listen to the whole host.
+        names.discard("net_raw")
+    # A host, such as a container, may lack some of the defaults; what is asked for by name it must have.
+    permitted = capabilities.read_capabilities().permitted
+    numbers = capabilities.capability_numbers(names)
+    if permitted:
+        numbers = frozenset(number for number in numbers if permitted >> number & 1)
+    return numbers | capabilities.capability_numbers(spec.cap_add)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,4 +332,3 @@ class Sandbox:
     def _usage(self, data: Mapping[str, Any]) -> Usage:
         wall = (time.monotonic_ns() - self.started) // 1_000
         return dataclasses.replace(Usage.from_json(data), wall_usec=wall)
-

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
-TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755}  # noqa: S108
+TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755}
 """Directories that are private in a crate on the host's root, with their modes."""
 
 _MAX_SOCKET_SEARCH = 2_000  # directory entries looked at below one entry kept

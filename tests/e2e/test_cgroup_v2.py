@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import cgroup_v2
+from pytest_crate.kernel import cgroup_v2, libc
 from pytest_crate.kernel.cgroup import locate, parse_membership, parse_mountinfo, run_name
 from pytest_crate.kernel.cgroup_v2 import CgroupV2, ParentV2
 from pytest_crate.spec import CrateSpec
@@ -117,7 +117,7 @@ def test_kill_ends_the_whole_family(cgroup: CgroupV2) -> None:
 
 def test_kill_without_cgroup_kill(cgroup: CgroupV2, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a kernel without cgroup.kill, freezing and signals do the same: frozen processes die as well."""
-    real = cgroup_v2.write_file
+    real = libc.write_file
     written: list[str] = []
 
     def without_kill(step: str, path: str, value: str) -> None:

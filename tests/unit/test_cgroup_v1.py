@@ -20,10 +20,11 @@ BLKIO = "blkio.throttle.io_service_bytes_recursive"
 # As kernel 6.18 writes them.
 FILES = {
     "memory": {
-        "memory.limit_in_bytes": "",
+        "memory.limit_in_bytes": "67108864\n",
         "memory.memsw.limit_in_bytes": "",
         "memory.max_usage_in_bytes": "67108864\n",
-        "memory.failcnt": "12\n",
+        "memory.failcnt": "2\n",
+        "memory.memsw.failcnt": "10\n",
         "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         "memory.stat": "cache 1\nrss 2\nshmem 3\ntotal_cache 8192\ntotal_rss 4096\ntotal_shmem 2048\n",
     },
@@ -82,11 +83,32 @@ def test_usage_without_controllers_is_unknown(tmp_path: Path) -> None:
 def test_usage_on_an_old_kernel_is_unknown_where_files_lack(tmp_path: Path) -> None:
     """Files and fields that a kernel does not have yet give None, and do not spoil the others."""
     files = {
-        "memory": {"memory.max_usage_in_bytes": "7\n", "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"},
+        "memory": {
+            "memory.max_usage_in_bytes": "7\n",
+            "memory.failcnt": "1\n",
+            "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n",
+        },
         "pids": {"pids.events": "max 0\n"},
         "cpuacct": {"cpuacct.usage": "2000\n"},
     }
-    assert leaf(tmp_path, files=files).usage() == Usage(memory_peak_bytes=7, pids_max_events=0, cpu_usage_usec=2)
+    assert leaf(tmp_path, files=files).usage() == Usage(
+        memory_peak_bytes=7, memory_max_events=1, pids_max_events=0, cpu_usage_usec=2
+    )
+
+
+@pytest.mark.parametrize(("peak_bytes", "expected"), [(67108864, None), (66 * 10**6, None), (60 * 10**6, 0)])
+def test_limit_that_was_met_was_met_more_than_never(tmp_path: Path, peak_bytes: int, expected: int | None) -> None:
+    """A peak at the limit, or a huge page below it, with no refusal counted may mean a kernel that does not count:
+    that is unknown, not 0."""
+    files = {
+        "memory": {
+            "memory.max_usage_in_bytes": f"{peak_bytes}\n",
+            "memory.limit_in_bytes": "67108864\n",
+            "memory.failcnt": "0\n",
+            "memory.memsw.failcnt": "0\n",
+        }
+    }
+    assert leaf(tmp_path, files=files).usage() == Usage(memory_peak_bytes=peak_bytes, memory_max_events=expected)
 
 
 def test_cpu_shares_without_a_sample_are_unknown(tmp_path: Path) -> None:
@@ -119,10 +141,11 @@ def test_limits_are_written(tmp_path: Path) -> None:
         (tmp_path / "cpuset/leaf" / name).touch()
     cgroup = leaf(tmp_path)
     assert not any("cpuset" in path for path in cgroup.enter_files)
-    cgroup.limit(CrateSpec(memory_bytes=1 << 26, swap_bytes=1 << 20, pids=9, cpu_quota_usec=50_000, cpuset=(0, 2)))
+    cgroup.limit(CrateSpec(memory_bytes=1 << 25, swap_bytes=1 << 20, pids=9, cpu_quota_usec=50_000, cpuset=(0, 2)))
     written = {
-        "memory/leaf/memory.limit_in_bytes": "67108864",
-        "memory/leaf/memory.memsw.limit_in_bytes": "68157440",
+        # What was there before ended in a newline; the kernel's file would not keep it.
+        "memory/leaf/memory.limit_in_bytes": "33554432\n",
+        "memory/leaf/memory.memsw.limit_in_bytes": "34603008",
         "pids/leaf/pids.max": "9",
         "cpu/leaf/cpu.cfs_period_us": "100000",
         "cpu/leaf/cpu.cfs_quota_us": "50000",
@@ -135,8 +158,8 @@ def test_limits_are_written(tmp_path: Path) -> None:
 
 def test_only_the_limits_of_the_spec_are_written(tmp_path: Path) -> None:
     """What a spec does not limit, and what can't be enforced, stays as the kernel set it."""
-    leaf(tmp_path, limits=ALL - {"swap"}).limit(CrateSpec(memory_bytes=1 << 26, pids=None))
-    assert (tmp_path / "memory/leaf/memory.limit_in_bytes").read_text() == "67108864"
+    leaf(tmp_path, limits=ALL - {"swap"}).limit(CrateSpec(memory_bytes=1 << 25, pids=None))
+    assert (tmp_path / "memory/leaf/memory.limit_in_bytes").read_text() == "33554432\n"
     assert (tmp_path / "memory/leaf/memory.memsw.limit_in_bytes").read_text() == ""
     assert (tmp_path / "pids/leaf/pids.max").read_text() == ""
     assert (tmp_path / "cpu/leaf/cpu.cfs_quota_us").read_text() == ""

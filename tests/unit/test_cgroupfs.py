@@ -172,7 +172,7 @@ def test_stale_run_directories_are_removed(tmp_path: Path) -> None:
 
 
 def test_stale_run_that_resists_is_left(tmp_path: Path) -> None:
-    """A stale run directory that can't be removed stops neither the start of another run nor the removal of the next."""
+    """A stale run directory that can't be removed keeps neither a run from starting nor the next from removal."""
     here = Owner.of_process(os.getpid())
     assert here is not None
     stuck, other = (Owner(pid=here.pid, start_ticks=ticks, pid_namespace=here.pid_namespace) for ticks in (1, 2))
