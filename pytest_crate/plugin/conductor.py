@@ -135,7 +135,8 @@ class Conductor:
         try:
             return self.crates.create_or_refuse(item.stash[specs.SPEC])
         except CrateError as error:
-            pytest.fail(f"crate: {error}", pytrace=False)
+            reason = f"crate: {error}"
+        pytest.fail(reason, pytrace=False)
 
     # -- reports ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 
-from pytest_crate.errors import CrateError, SpecError
+from pytest_crate.errors import CrateError
 from pytest_crate.plugin import specs
 from pytest_crate.plugin.conductor import CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
@@ -53,15 +53,17 @@ class Driver:
         if keys:
             spec = specs.changed(self._item, keys, origin=self._name)
             specs.check(spec, crates.find_image)
+        reason = ""
+        sandbox = None
         try:
             sandbox = crates.create_or_refuse(spec, timed=True)
         except Uncrated as refusal:
-            # There is no program to run "unsandboxed": a test that drives crates needs one.
-            pytest.fail(f"crate not supported here: {refusal.reason}", pytrace=False)
-        except SpecError:
-            raise
+            # There is no program to run "unsandboxed": a test that drives a crate needs one.
+            reason = refusal.reason
         except CrateError as error:
-            pytest.fail(f"crate: {error}", pytrace=False)
+            reason = f"crate: {error}"
+        if sandbox is None:
+            pytest.fail(reason, pytrace=False)
         self._count += 1
         name = self._name if self._name == "crate_sandbox" else f"crate_sandbox[{self._count}]"
         made = CrateSandbox(sandbox, spec, name=name)

@@ -14,6 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pytest_crate.sandbox.rootfs import MountPoint, is_at_or_below, parse_mountinfo
 
 
+# Directories that hold the system's programs and libraries: never laid over an image's.
+_SYSTEM = frozenset(
+    "/ /bin /etc /lib /lib64 /sbin /usr /usr/bin /usr/lib /usr/lib64 /usr/local /usr/local/bin /usr/local/lib "
+    "/usr/sbin /usr/share /var /var/lib".split()
+)
+
+
 def read_mounts() -> tuple[MountPoint, ...]:
     """Return the mount points of the calling process (proc(5), /proc/pid/mountinfo)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
@@ -31,13 +38,17 @@ def home_directories(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def interpreter_paths() -> Iterator[str]:
     """Yield what the interpreter and the imported packages need to be found again at their own paths."""
-    yield from (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, sys.executable)
+    for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix):
+        # The system's own interpreter lives among the programs of the system; an image has its own.
+        if prefix not in _SYSTEM:
+            yield prefix
     # pyenv's "python" is a script that looks for the interpreter from the manager's own root.
     manager = os.path.dirname(os.path.dirname(sys.base_prefix))
     if os.path.isdir(os.path.join(manager, "shims")):
         yield manager
-    yield from sysconfig.get_paths().values()
-    yield from (entry for entry in sys.path if os.path.isabs(entry))
+    paths = sysconfig.get_paths()
+    yield from (paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    yield from (entry for entry in sys.path if os.path.isabs(entry) and os.path.realpath(entry) not in _SYSTEM)
     # An editable install may be found through an import hook rather than sys.path.
     for name, module in list(sys.modules.items()):
         if "." not in name:
@@ -61,9 +72,6 @@ def visible_paths(paths: Iterable[str], homes: Iterable[str], project: str) -> t
             continue
         if os.path.exists(resolved):
             found.add(resolved)
-            # A virtual environment's python is a symlink: the link's own place matters as well.
-            if path != resolved and os.path.islink(path):
-                found.add(os.path.realpath(os.path.dirname(path)))
     return tuple(sorted(found))
 
 
@@ -97,6 +105,8 @@ def load_interpreter_libraries() -> Mapping[str, str]:
                     found[name] = place
     if loader := _program_interpreter(sys.executable):
         found[os.path.dirname(loader)] = os.path.realpath(os.path.dirname(loader))
+    if sys.base_prefix in _SYSTEM:
+        found[sys.executable] = os.path.realpath(sys.executable)
     return found
 
 

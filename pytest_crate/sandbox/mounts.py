@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -98,7 +99,7 @@ class Workshop:
                 if stat.S_ISDIR(mode) == directory and not stat.S_ISLNK(mode):
                     return descriptor
                 os.close(descriptor)
-            parent = self._open_parent(parent_path)
+            parent = self.directory(parent_path)
             try:
                 with libc.os_step(step, "mkdirat", path):
                     if descriptor >= 0:
@@ -117,8 +118,8 @@ class Workshop:
                 os.close(parent)
         raise SandboxError(step, path=path, detail="it could not be made a place of the right kind")
 
-    def _open_parent(self, path: str) -> int:
-        """Open a directory in the root, following its symlinks inside the root, or make it."""
+    def directory(self, path: str) -> int:
+        """Open a directory in the root, following its symlinks inside the root; make it if it is missing."""
         try:
             return libc.open_in_root("make a mount point", self.root, path, os.O_PATH | os.O_DIRECTORY)
         except SandboxError as error:
@@ -176,14 +177,20 @@ def _option(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay(Operation):
-    """A host directory seen copy-on-write: reads go through, writes stay in the private layer."""
+    """A host directory seen copy-on-write: reads go through, writes stay in the private layer.
+
+    :ivar if_present: only if the directory is still there.
+    """
 
     kind: ClassVar[str] = "overlay"
     target: str
     lower: str
+    if_present: bool = False
 
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.lower} copy-on-write at {self.target}"
+        if self.if_present and not os.path.isdir(shop.source(self.lower)):
+            return
         layer = shop.new_private(0o700)
         upper, work = f"{layer}/upper", f"{layer}/work"
         lower = shop.source(self.lower)
@@ -226,11 +233,10 @@ class Symlink(Operation):
     to: str
 
     def perform(self, shop: Workshop) -> None:
-        parent = libc.open_in_root(
-            "make a symlink", shop.root, os.path.dirname(self.target), os.O_PATH | os.O_DIRECTORY
-        )
+        parent = shop.directory(os.path.dirname(self.target))
         try:
-            with libc.os_step("make a symlink", "symlinkat", self.target):
+            # What is there already, in an image, stays.
+            with libc.os_step("make a symlink", "symlinkat", self.target), contextlib.suppress(FileExistsError):
                 os.symlink(self.to, os.path.basename(self.target), dir_fd=parent)
         finally:
             os.close(parent)
@@ -243,6 +249,7 @@ class Bind(Operation):
     :ivar writable: it may be written to.
     :ivar recursive: with what is mounted below it.
     :ivar if_absent: only where the root has nothing at that path.
+    :ivar if_present: only if the source is still there.
     """
 
     kind: ClassVar[str] = "bind"
@@ -251,10 +258,13 @@ class Bind(Operation):
     writable: bool = False
     recursive: bool = False
     if_absent: bool = False
+    if_present: bool = False
 
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.source} at {self.target}"
         if self.if_absent and _exists(shop, self.target):
+            return
+        if self.if_present and not os.path.exists(shop.source(self.source)):
             return
         source = shop.source(self.source)
         with libc.os_step(step, "stat", self.source):

@@ -30,7 +30,7 @@ _KERNEL_FILE_SYSTEMS = frozenset(
     "mqueue nsfs proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
 _OWN = ("/proc", "/sys", "/dev")
-_Place = Overlay | Bind | Private | Reveal
+_Place = Overlay | Bind | Private | Reveal | Symlink
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,21 +129,36 @@ def _mounts(spec: CrateSpec) -> Iterator[Operation]:
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     covers = {**TEMPORARY, **dict.fromkeys(view.homes, 0o755)}
     covers = {path: covers[path] for path in outermost(covers)}
-    revealed = outermost(path for path in (*view.project, *view.kept) for cover in covers if is_below(path, cover))
+    kept, links = _kept(view)
+    revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
     yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
     yield from (Capture(target=path) for path in revealed)
     yield from _kernel_parts(spec, view)
     # Outer places first, whatever they are: a project below basetemp is shown on top of it.
     places: list[_Place] = [Private(target=path, mode=mode) for path, mode in covers.items()]
     places += [Reveal(target=path) for path in revealed]
-    places += [*_shared(view)]
+    places += [*links, *_shared(view)]
     yield from sorted(places, key=_depth)
+
+
+def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
+    """Part what this run has put into temporary directories: things to show, and symlinks to make again."""
+    kept: list[str] = []
+    links: list[Symlink] = []
+    for path in outermost(view.kept):
+        try:
+            links.append(Symlink(target=path, to=os.readlink(path)))
+        except FileNotFoundError:  # gone since
+            continue
+        except OSError:  # no symlink
+            kept.append(path)
+    return kept, links
 
 
 def _shared(view: HostView) -> Iterator[Bind]:
     """What is the host's own even in a crate: bound, not copied."""
     yield from (Bind(target=path, source=path, writable=True, recursive=True) for path in view.writable)
-    yield from (Bind(target=path, source=path, writable=True) for path in view.sockets)
+    yield from (Bind(target=path, source=path, writable=True, if_present=True) for path in view.sockets)
 
 
 def _depth(place: _Place) -> int:
@@ -167,10 +182,11 @@ def _any_holds(directories: Iterable[str], path: str) -> bool:
     return any(is_at_or_below(path, directory) for directory in directories)
 
 
-def _copy_on_write(path: str) -> Overlay | Bind:
+def _copy_on_write(path: str, *, if_present: bool = False) -> Overlay | Bind:
     if os.path.isdir(path):
-        return Overlay(target=path, lower=path)
-    return Bind(target=path, source=path)  # a file bound on a file, as containers have /etc/hosts
+        return Overlay(target=path, lower=path, if_present=if_present)
+    # A file bound on a file, as containers have /etc/hosts: an overlay is made of directories.
+    return Bind(target=path, source=path, if_present=if_present)
 
 
 def _rootless_overlays(view: HostView) -> Iterator[Operation]:
@@ -181,8 +197,9 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     skip = (*_OWN, *TEMPORARY)
     yield from _split("/", points, skip, {*view.homes})
     # What a temporary directory holds of this run is shown from an overlay of its own.
-    for path in outermost(path for path in (*view.project, *view.kept) if _any_holds(TEMPORARY, path)):
-        yield _copy_on_write(path)
+    kept, _ = _kept(view)
+    for path in outermost(path for path in (*view.project, *kept) if _any_holds(TEMPORARY, path)):
+        yield _copy_on_write(path, if_present=True)
 
 
 def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: set[str]) -> Iterator[Operation]:
@@ -214,7 +231,8 @@ def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operat
     places: list[_Place] = [
         Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"
     ]
-    places += [_copy_on_write(path) for path in outermost(view.kept)]
-    places += [*_shared(view)]
+    kept, links = _kept(view)
+    places += [_copy_on_write(path, if_present=True) for path in kept]
+    places += [*links, *_shared(view)]
     yield from sorted(places, key=_depth)
     yield from (Bind(target=path, source=source, if_absent=True) for path, source in view.libraries.items())

@@ -171,9 +171,7 @@ class Engine:
             }
         )
         if "missing" in answer:
-            first = answer["missing"][0]
-            reasons = "; ".join(f"{limit['key']}: {limit['reason']}" for limit in answer["missing"])
-            raise Unsupported(reasons, feature=f"{first['key']} limit", hint=first["hint"])
+            raise _unsupported(answer["missing"])
         root, pid, *others = descriptors
         return Sandbox(
             engine=self,
@@ -200,6 +198,14 @@ class Engine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def _unsupported(missing: Sequence[Mapping[str, str]]) -> Unsupported:
+    keys: dict[str, list[str]] = {}
+    for limit in missing:
+        keys.setdefault(limit["reason"], []).append(limit["key"])
+    reasons = "; ".join(f"no limit on {' and '.join(names)}: {reason}" for reason, names in keys.items())
+    return Unsupported(reasons, feature=f"{missing[0]['key']} limit", hint=missing[0]["hint"])
 
 
 def _kept_capabilities(spec: CrateSpec) -> frozenset[int]:

@@ -1,0 +1,181 @@
+"""Runs of an inner pytest, plain and with every test in a crate, and what they have to have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+INNER_TIMEOUT_SECONDS = 120
+
+# A plugin of the inner run: keeps every report as the other plugins see it, in the process with the terminal.
+_RECORDER = """
+import json, os, pytest
+
+_kept = []
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    _kept.append({
+        "nodeid": report.nodeid,
+        "when": report.when,
+        "outcome": report.outcome,
+        "wasxfail": getattr(report, "wasxfail", None),
+        "longrepr": report.longreprtext,
+        "sections": [list(section) for section in report.sections],
+        "properties": [[name, repr(value)] for name, value in report.user_properties],
+        "location": list(report.location),
+        "keywords": sorted(report.keywords),
+        "kind": type(report).__name__,
+        "crates": [crate["name"] for crate in getattr(report, "crate", {"crates": []})["crates"]],
+        "uncrated": getattr(report, "crate", {"uncrated": None})["uncrated"],
+        "pid": os.getpid(),
+    })
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        with open(os.environ["RECORDED"], "w") as file:
+            json.dump(_kept, file)
+"""
+
+_VARYING = (
+    (re.compile(r"0x[0-9a-f]{6,}"), "0xADDRESS"),
+    (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
+    (re.compile(r"runpytest-\d+"), "runpytest-N"),
+    (re.compile(r"--crate-all ?"), ""),
+    (re.compile(r"\b(plain|crated)\.(xml|json|cache)\b"), "WAY.\\2"),
+)
+
+
+def without_varying(text: str) -> str:
+    """Return text with what differs between any two runs (addresses, times, numbered directories) made equal."""
+    for pattern, replacement in _VARYING:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InnerRun:
+    """One inner run of pytest: what it printed, reported and wrote as JUnit XML."""
+
+    result: pytest.RunResult
+    reports: list[dict[str, Any]]
+    junit: list[Any]
+
+    @property
+    def ret(self) -> int:
+        return int(self.result.ret)
+
+    @property
+    def text(self) -> str:
+        return self.result.stdout.str()
+
+    def of(self, name: str, when: str = "call") -> dict[str, Any]:
+        """Return the one report of a test, given the end of its node id, and a phase."""
+        found = [report for report in self.reports if report["nodeid"].endswith(name) and report["when"] == when]
+        assert len(found) == 1, f"{len(found)} reports of {name}, {when}"
+        return found[0]
+
+    def outcomes(self) -> dict[str, int]:
+        return {name: count for name, count in self.result.parseoutcomes().items() if name != "crates"}
+
+    def printed(self) -> list[str]:
+        """Return the lines on the terminal, without what crates add: header line, table."""
+        lines: list[str] = []
+        in_table = False
+        for line in self.result.outlines:
+            if line.startswith("==="):
+                in_table = line.strip("=") == " crates "
+            if not in_table and not line.startswith(("crate: ", "cachedir: ")):
+                # The width of the last line's rules depends on the time in it.
+                plain = without_varying(line)
+                lines.append(re.sub(r"^=+|=+$", "==", plain) if line.startswith("=") else plain)
+        return lines
+
+
+class RunInner(Protocol):
+    """Runs pytest on the files of a test's directory."""
+
+    def __call__(self, *args: str, way: str = "plain", env: dict[str, str] | None = None) -> InnerRun: ...
+
+
+@pytest.fixture
+def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunInner:
+    """Run pytest in a process of its own, below the test's directory, and record its reports."""
+    # pytester makes the project its home directory; few projects are one.
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    (tmp_path / "crate_recorder.py").write_text(_RECORDER)
+
+    def run(*args: str, way: str = "plain", env: dict[str, str] | None = None) -> InnerRun:
+        recorded, junit = tmp_path / f"{way}.json", tmp_path / f"{way}.xml"
+        for path in (recorded, junit):
+            path.unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RECORDED", str(recorded))
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            result = pytester.runpytest_subprocess(
+                "-p",
+                "crate_recorder",
+                f"--junitxml={junit}",
+                f"-ocache_dir={tmp_path / way}.cache",
+                *args,
+                timeout=INNER_TIMEOUT_SECONDS,
+            )
+        reports = json.loads(recorded.read_text()) if recorded.exists() else []
+        return InnerRun(result=result, reports=reports, junit=_junit(junit) if junit.exists() else [])
+
+    return run
+
+
+def _junit(path: Path) -> list[Any]:
+    """Return the suite's own properties and its test cases as plain data, without times and crates' properties."""
+    return [_element(element) for element in ET.parse(path).iter() if element.tag in ("testcase", "properties")]
+
+
+def _element(element: ET.Element) -> Any:
+    attributes = {name: without_varying(value) for name, value in element.attrib.items() if name != "time"}
+    children = [_element(child) for child in element if not child.get("name", "").startswith("crate.")]
+    return [element.tag, attributes, without_varying((element.text or "").strip()), children]
+
+
+BothWays = Callable[..., InnerRun]
+
+
+@pytest.fixture
+def both_ways(run_inner: RunInner) -> BothWays:
+    """Run pytest plain and with ``--crate-all``, and assert that nobody could tell the two apart."""
+
+    def run(*args: str, crated: bool = True, printed: bool = True) -> InnerRun:
+        """Return the run in crates.
+
+        :param crated: some test's body is expected to get as far as a crate.
+        :param printed: what is on the terminal is compared, too.
+        """
+        plain = run_inner(*args, way="plain")
+        crates = run_inner("--crate-all", *args, way="crated")
+        assert any(report["crates"] for report in crates.reports) == crated
+        assert not any(report["crates"] for report in plain.reports)
+        assert [_comparable(report) for report in crates.reports] == [_comparable(report) for report in plain.reports]
+        assert crates.junit == plain.junit
+        if printed:
+            assert crates.printed() == plain.printed()
+        assert crates.ret == plain.ret
+        return crates
+
+    return run
+
+
+def _comparable(report: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in report.items() if name not in ("crates", "uncrated", "pid")}
+    return json.loads(without_varying(json.dumps(kept)))  # type: ignore[no-any-return]
