@@ -277,6 +277,8 @@ class Launcher:
 
     def _end_crate(self, crate: Crate) -> dict[str, int | None]:
         """Kill what is left in a crate, then read what it used, then remove it."""
+        # What is charged now goes with the processes and the mounts.
+        before = crate.cgroup.usage()
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
@@ -284,9 +286,14 @@ class Launcher:
             self._reap_program(pid, 0)
         os.waitpid(crate.init, 0)
         crate.release()
-        usage = crate.cgroup.usage().to_json()
+        usage = dataclasses.replace(
+            crate.cgroup.usage(),
+            memory_anon_bytes=before.memory_anon_bytes,
+            memory_file_bytes=before.memory_file_bytes,
+            memory_shmem_bytes=before.memory_shmem_bytes,
+        )
         crate.cgroup.remove()
-        return usage
+        return usage.to_json()
 
     def _crate(self, message: wire.Message) -> Crate:
         crate = self.crates.get(message["crate"])

@@ -31,7 +31,7 @@ from pytest_crate.kernel.capabilities import (
 from pytest_crate.spec import CAPABILITIES
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="gives up capabilities that only root has"),
+    pytest.mark.needs("root"),
     # A fork with threads about, as in a worker of pytest-xdist, warns since Python 3.12; the children here are simple.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]

@@ -18,7 +18,7 @@ from pytest_crate.kernel.capabilities import read_capabilities
 from pytest_crate.kernel.identity import Identity, become, single_id_map, whole_id_map, write_id_maps
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="maps ids that only root may map"),
+    pytest.mark.needs("root"),
     # A fork with threads about, as in a worker of pytest-xdist, warns since Python 3.12; the children here are simple.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]

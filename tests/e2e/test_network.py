@@ -20,7 +20,7 @@ from pytest_crate.kernel.capabilities import set_capabilities
 from pytest_crate.kernel.network import allow_low_ports, loopback_up
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace without a user namespace"),
+    pytest.mark.needs("root"),
     # A fork with threads about, as in a worker of pytest-xdist, warns since Python 3.12; the children here are simple.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
