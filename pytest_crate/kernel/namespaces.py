@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import os
 import signal
+import warnings
 from collections.abc import Mapping
 
 from pytest_crate.errors import SandboxError
@@ -107,7 +108,7 @@ def fork_inside(handles: NamespaceHandles) -> int:
     try:
         libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
         try:
-            pid = os.fork()
+            pid = _fork()
         finally:
             if pid != 0:
                 libc.setns("return to the own PID namespace", own, libc.CLONE_NEWPID, "pid")
@@ -116,12 +117,20 @@ def fork_inside(handles: NamespaceHandles) -> int:
     return pid
 
 
+def _fork() -> int:
+    # From Python 3.12 on, os.fork() warns of other threads. What they may have locked concerns the
+    # body, whose timeout names them; the warning would only hit whoever turns warnings into errors.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     # Without CAP_SYS_ADMIN in its own user namespace a process can't choose its children's PID
     # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     reading, writing = os.pipe()
-    first = os.fork()
+    first = _fork()
     if first == 0:
         try:
             os.close(reading)

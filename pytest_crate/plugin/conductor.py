@@ -80,6 +80,18 @@ class Conductor:
         if os.getpid() == self.config.stash[OWNER]:
             self.crates.close()
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        if request.scope == "function" or os.getpid() != self.config.stash[OWNER]:
+            return (yield)
+        self.crates.watch_fixture()
+        try:
+            return (yield)
+        finally:
+            self.crates.fixture_ready()
+
     # -- the protocol ----------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

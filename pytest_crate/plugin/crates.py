@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import host
+from pytest_crate.errors import HostError
 from pytest_crate.plugin import options
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
@@ -34,6 +33,7 @@ class Crates:
         self._mounts: tuple[rootfs.MountPoint, ...] | None = None
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
+        self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
         self._basetemp = os.path.realpath(self._make_basetemp())
 
@@ -57,13 +57,7 @@ class Crates:
         operations = self.plan(spec)
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
-        try:
-            return self._engine.create(spec, operations, timed=timed)
-        except SandboxError as error:
-            explained = host.explain(error)
-            if explained is not None:
-                raise explained from error
-            raise
+        return self._engine.create(spec, operations, timed=timed)
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
@@ -87,7 +81,11 @@ class Crates:
         rootless = self._engine.enforcement.rootless
         if self._mounts is None:
             self._mounts = host_view.read_mounts()
-        kept = self._entries.new()
+        # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
+        own = (self._basetemp, _numbered_directories(self._basetemp))
+        kept = tuple(
+            path for path in self._entries.kept() if not any(rootfs.is_at_or_below(path, place) for place in own)
+        )
         rootfs_path = None if spec.image is None else self._open_image(spec.image)
         if rootfs_path is not None and self._libraries is None:
             self._libraries = host_view.load_interpreter_libraries()
@@ -96,7 +94,7 @@ class Crates:
             rootless=rootless,
             homes=host_view.home_directories(os.environ),
             project=self._project(),
-            kept=tuple(path for path in kept if not rootfs.is_at_or_below(self._basetemp, path)),
+            kept=kept,
             sockets=temporary.unix_sockets(kept),
             writable=(self._basetemp,),
             libraries=self._libraries or {},
@@ -105,11 +103,8 @@ class Crates:
 
     def _project(self) -> tuple[str, ...]:
         if self._interpreter[0] != len(sys.modules):
-            environ = os.environ
-            paths = (*host_view.interpreter_paths(), str(self.config.invocation_params.dir))
-            homes = host_view.home_directories(environ)
-            visible = host_view.visible_paths(paths, homes, str(self.config.rootpath))
-            self._interpreter = (len(sys.modules), visible)
+            project, here = str(self.config.rootpath), str(self.config.invocation_params.dir)
+            self._interpreter = (len(sys.modules), host_view.project_paths(project, here, environ=os.environ))
         return self._interpreter[1]
 
     def _open_image(self, reference: str) -> str:
@@ -133,9 +128,22 @@ class Crates:
         for line in debug_lines(spec, operations):
             self._progress(line)
 
+    def watch_fixture(self) -> None:
+        """Note that a wider fixture is about to be set up: what it puts into /tmp is to be found in crates."""
+        self._entries.ignore()
+
+    def fixture_ready(self) -> None:
+        """Note that it has been set up."""
+        self._entries.keep()
+
     def close(self) -> None:
         """End the engine, and every crate with it."""
         self._engine.close()
+
+
+def _numbered_directories(basetemp: str) -> str:
+    parent = os.path.dirname(basetemp)
+    return parent if os.path.basename(parent).startswith("pytest-of-") else basetemp
 
 
 def debug_lines(spec: CrateSpec, operations: list[mounts.Operation]) -> list[str]:

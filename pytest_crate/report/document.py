@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 
 from pytest_crate.errors import CrateError
@@ -52,7 +51,7 @@ def _replace(target: str, text: str) -> None:
     directory, name = os.path.split(target)
     os.makedirs(directory, exist_ok=True)
     # Not tempfile: its files are mode 0600, and a report is for others to read as the umask allows.
-    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(directory, f".{name[:200]}.{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "x", encoding="ascii") as file:
             file.write(text)

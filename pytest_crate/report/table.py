@@ -84,6 +84,15 @@ class _Column:
     def width(self) -> int:
         return max(len(self.title), *(_line_columns(cell) for cell in self.cells))
 
+    def padded(self) -> list[Line]:
+        """Return title and cells, all of the column's width."""
+        width = self.width
+        padded = []
+        for cell in [[(self.title, {"bold": True})], *self.cells]:
+            spaces: Segment = (" " * (width - _line_columns(cell)), {})
+            padded.append([spaces, *cell] if self.right else [*cell, spaces])
+        return padded
+
 
 def summary(records: Iterable[TestRecord], *, top: int, width: int, ascii_only: bool = False) -> list[Line]:
     """Return the table of crates, the highest memory peak first, and the lines below it.
@@ -143,11 +152,7 @@ def _table(rows: Sequence[_Row], *, width: int, glyphs: _Glyphs) -> list[Line]:
         if room >= wanted:
             break
     test = _Column(title="test", cells=[_test_cell(row, max(4, room), glyphs) for row in rows], right=False)
-    columns.insert(0, test)
-    heads: Line = [(column.title, {"bold": True}) for column in columns]
-    lines = [_joined(columns, [[head] for head in heads])]
-    lines += [_joined(columns, [column.cells[index] for column in columns]) for index in range(len(rows))]
-    return lines
+    return [_joined(cells) for cells in zip(*(column.padded() for column in [test, *columns]), strict=True)]
 
 
 def _columns(rows: Sequence[_Row], layout: _Layout, glyphs: _Glyphs) -> list[_Column]:
@@ -220,19 +225,9 @@ def _flags(row: _Row, *, every: bool) -> Line:
     return [segment for flag in flags for segment in ((", ", {}), flag)][1:]
 
 
-def _joined(columns: Sequence[_Column], cells: Sequence[Line]) -> Line:
-    line: Line = []
-    for index, (column, cell) in enumerate(zip(columns, cells, strict=True)):
-        spaces = " " * (column.width - _line_columns(cell))
-        # A last column at the left edge needs no filling up: no spaces at a line's end.
-        last = index == len(columns) - 1
-        if column.right:
-            line += [(spaces, {}), *cell]
-        else:
-            line += [*cell, ("" if last else spaces, {})]
-        if not last:
-            line.append((" " * _GAP, {}))
-    line = [segment for segment in line if segment[0]]
+def _joined(cells: Sequence[Line]) -> Line:
+    """Return one row of the table, without the spaces that would end it."""
+    line = [segment for cell in cells for segment in ((" " * _GAP, {}), *cell) if segment[0]][1:]
     while line and line[-1][0].isspace():
         line.pop()
     return line

@@ -86,9 +86,3 @@ def _first(text: str, width: int) -> str:
         if used > width:
             return text[:index]
     return text
-
-
-def pad(text: str, width: int, *, right: bool) -> str:
-    """Return text filled up with spaces to ``width`` columns; ``right`` puts it at the right edge."""
-    spaces = " " * (width - columns(text))
-    return f"{spaces}{text}" if right else f"{text}{spaces}"

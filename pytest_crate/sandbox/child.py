@@ -122,6 +122,10 @@ def execute(program: Program, entry: Entry) -> SandboxError:
         # As root still: the crate's root may enter a directory that the user may not.
         with libc.os_step(f"{step}: enter its working directory", "chdir", program.cwd):
             os.chdir(program.cwd)
+        if program.terminal and who is not None:
+            # For a program that opens its terminal by name; the one who made it is its owner (runc does likewise).
+            with libc.os_step(f"{step}: give the user the terminal", "fchown", "0"):
+                os.fchown(0, who.uid, -1)
         confine(entry, who)
         with libc.os_step(step, "execve", program.argv[0]):
             os.execvpe(program.argv[0], list(program.argv), env)

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 
-from pytest_crate.sandbox.rootfs import MountPoint, is_at_or_below, parse_mountinfo
+from pytest_crate.sandbox.rootfs import HostView, MountPoint, is_at_or_below, parse_mountinfo
 
 
 # Directories that hold the system's programs and libraries: never laid over an image's.
@@ -73,6 +73,28 @@ def visible_paths(paths: Iterable[str], homes: Iterable[str], project: str) -> t
         if os.path.exists(resolved):
             found.add(resolved)
     return tuple(sorted(found))
+
+
+def project_paths(project: str, *others: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a project and the interpreter need to be visible in a crate.
+
+    :param project: the project's root directory.
+    :param others: paths that matter as well, such as the current directory.
+    """
+    return visible_paths((*interpreter_paths(), *others), home_directories(environ), project)
+
+
+def program_view(directory: str, *, rootless: bool, environ: Mapping[str, str]) -> HostView:
+    """Return the host as a program sees it that no test runs: its project is the directory it is started in.
+
+    What the run has put into temporary directories is nothing to it.
+    """
+    return HostView(
+        mounts=read_mounts(),
+        rootless=rootless,
+        homes=home_directories(environ),
+        project=project_paths(directory, environ=environ),
+    )
 
 
 def load_interpreter_libraries() -> Mapping[str, str]:

@@ -145,6 +145,10 @@ class CratePopen:
         for message in self._frames.feed(data):
             self._end(Exit(**message["exit"]))
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the program has ended, for :mod:`select`; -1 afterwards."""
+        return self._status if self.returncode is None else -1
+
     def poll(self) -> int | None:
         """Return the return code, or None while the program runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -304,6 +308,7 @@ class CrateSandbox:
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
         text: bool = True,
+        terminal: bool = False,
     ) -> CratePopen:
         """Start a program in the crate and return at once.
 
@@ -314,6 +319,8 @@ class CrateSandbox:
         :param cwd: working directory in the crate; by default the spec's ``workdir``, else ``/`` on an image and the
             current directory on the host's root.
         :param user: user id or name, ``user:group``; by default the spec's ``user``, else root (or, rootless, you).
+        :param terminal: ``stdin`` is a terminal, to become the program's controlling one: see
+            :func:`pytest_crate.sandbox.terminal.open_terminal`.
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
         """
         if isinstance(argv, (str, bytes)) or not argv:
@@ -327,12 +334,15 @@ class CrateSandbox:
             else:
                 variables[name] = value
         default = self.spec.workdir or ("/" if self.spec.image is not None else os.getcwd())
+        if user is None:
+            # An image's root is looked up in its user database like any other user: it has a home there.
+            user = self.spec.user or (None if self.spec.image is None else "0")
         program = child.Program(
             argv=tuple(os.fspath(argument) for argument in argv),
             env=variables,
             cwd=os.fspath(cwd) if cwd is not None else default,
-            user=str(user) if user is not None else self.spec.user,
-            terminal=False,
+            user=None if user is None else str(user),
+            terminal=terminal,
         )
         started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
         self._programs.append(started)

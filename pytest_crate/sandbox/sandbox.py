@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, libc, namespaces, seccomp
+from pytest_crate.kernel import capabilities, host, libc, namespaces, seccomp
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
@@ -150,26 +150,32 @@ class Engine:
         """Make a crate: its cgroup, namespaces and root; nothing of the user's runs in it yet.
 
         :param timed: the launcher kills the crate at the spec's timeout, counted from now on.
-        :raises Unsupported: the host can't enforce one of them.
-        :raises SandboxError: the kernel refuses a step.
+        :raises Unsupported: the host can't enforce one of the spec's limits.
+        :raises HostError: the host refuses a step; with the doctor's reason and remedy.
+        :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
         keep = _kept_capabilities(spec)
         program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
-        answer, descriptors = self.ask(
-            {
-                "request": "create",
-                "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
-                "asked": sorted(spec.asked),
-                "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
-                "network": spec.network,
-                "hostname": spec.hostname,
-                "tmpfs_bytes": spec.tmpfs_bytes,
-                "operations": mounts.to_json(operations),
-                "keep": sorted(keep),
-                "seccomp": program.hex(),
-                "as_root": spec.image is not None,
-            }
-        )
+        request = {
+            "request": "create",
+            "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
+            "asked": sorted(spec.asked),
+            "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
+            "network": spec.network,
+            "hostname": spec.hostname,
+            "tmpfs_bytes": spec.tmpfs_bytes,
+            "operations": mounts.to_json(operations),
+            "keep": sorted(keep),
+            "seccomp": program.hex(),
+            "as_root": spec.image is not None,
+        }
+        try:
+            answer, descriptors = self.ask(request)
+        except SandboxError as error:
+            explained = host.explain(error)
+            if explained is not None:
+                raise explained from error
+            raise
         if "missing" in answer:
             raise _unsupported(answer["missing"])
         root, pid, *others = descriptors

@@ -13,23 +13,47 @@ TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o75
 _MAX_SOCKET_SEARCH = 2_000  # directory entries looked at below one entry kept
 
 
+_Listing = dict[str, tuple[int, int]]
+
+
 class TemporaryEntries:
-    """Remembers what the temporary directories held, to tell later what this run has put there."""
+    """Remembers what this run has put into the temporary directories, and nothing that other programs have.
+
+    What appears while the run's own code is at work, such as a wider fixture's set-up, is the run's:
+    :meth:`ignore` before, :meth:`keep` after it.
+    """
 
     def __init__(self) -> None:
-        self._before = {directory: dict(_entries(directory)) for directory in TEMPORARY}
+        self._before = _list_all()
+        self._kept: dict[str, None] = {}
 
-    def new(self) -> tuple[str, ...]:
-        """Return the paths of the user's own entries that have appeared since."""
-        found: list[str] = []
-        for directory, before in self._before.items():
-            for path, (inode, changed) in _entries(directory):
-                if path not in before or before[path][0] != inode:
-                    found.append(path)
-                elif before[path][1] != changed and not os.path.islink(path):
-                    # A directory that was there before, such as /tmp/.X11-unix, has got new entries.
-                    found += (child for child, (_, made) in _entries(path) if made > before[path][1])
-        return tuple(found)
+    def ignore(self) -> None:
+        """Let what has appeared so far be others'."""
+        self._before = _list_all()
+
+    def keep(self) -> None:
+        """Let what has appeared since the last call be this run's."""
+        now = _list_all()
+        for directory, entries in now.items():
+            self._kept.update(dict.fromkeys(_appeared(self._before[directory], entries)))
+        self._before = now
+
+    def kept(self) -> tuple[str, ...]:
+        """Return the paths of the run's own entries that still exist."""
+        return tuple(path for path in self._kept if os.path.lexists(path))
+
+
+def _list_all() -> dict[str, _Listing]:
+    return {directory: dict(_entries(directory)) for directory in TEMPORARY}
+
+
+def _appeared(before: _Listing, now: _Listing) -> Iterator[str]:
+    for path, (inode, changed) in now.items():
+        if path not in before or before[path][0] != inode:
+            yield path
+        elif before[path][1] != changed and not os.path.islink(path):
+            # A directory that was there before, such as /tmp/.X11-unix, has got new entries.
+            yield from (child for child, (_, made) in _entries(path) if made > before[path][1])
 
 
 def _entries(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
