@@ -6,11 +6,12 @@ import ctypes
 import dataclasses
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Mapping
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import identity, libc
 
 KINDS: Mapping[str, int] = {
     # In the order of entering: the user namespace first, because it gives the right to enter the
@@ -160,3 +161,27 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
         errno=int(number) if number.isdigit() else None,
         detail="" if number else "the process that should fork died",
     )
+
+
+def make_user_namespace(uid_map: str, gid_map: str) -> int:
+    """Return a descriptor of a new user namespace with the given id maps; it lives as long as the descriptor.
+
+    :raises SandboxError: the kernel refuses.
+    """
+    ours, holders = socket.socketpair()
+    with ours, holders:
+        holder = fork_into("make a user namespace", libc.CLONE_NEWUSER)
+        if holder == 0:
+            # It only holds the namespace until it is mapped and open.
+            ours.close()
+            holders.recv(1)
+            os._exit(0)
+        try:
+            identity.write_id_maps(holder, uid_map, gid_map, deny_setgroups=False)
+            with libc.os_step("open the user namespace", "open"):
+                return os.open(f"/proc/{holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            holders.close()
+            ours.close()
+            os.kill(holder, signal.SIGKILL)
+            os.waitpid(holder, 0)

@@ -60,9 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("crate_doctor"):
-        from pytest_crate.cli.doctor import print_doctor
+        from pytest_crate.plugin.doctor import print_doctor
 
-        return print_doctor(as_json=False)
+        return print_doctor(config)
     return None
 
 

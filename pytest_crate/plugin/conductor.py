@@ -267,6 +267,7 @@ def host_facts(crates: Crates) -> dict[str, object]:
         "cgroup_version": enforcement.cgroup_version or None,
         "cgroup_parent": enforcement.how,
         "rootless": enforcement.rootless,
+        "user_namespace": enforcement.user_namespace,
         "limits": sorted(enforcement.limits),
     }
 

@@ -47,6 +47,7 @@ BODY = "body"
 _STACKS_SIGNAL = signal.SIGRTMAX - 2
 _STACKS_WAIT_SECONDS = 2.0
 _STACKS_MAX_BYTES = 1 << 20
+_WATCH_SECONDS = 0.5
 _EXIT_CLOSED = 71  # EX_OSERR: the child found its report descriptor closed
 
 
@@ -97,6 +98,7 @@ class Walk:
         self._collapsed: set[str] = set()
         self._seen = NOTHING_YET
         self._exceeded: list[Limit] = []
+        self._forks_refused = False
         self._deadline: float | None = None
         self._exit = Exit()
         # the child's
@@ -170,7 +172,6 @@ class Walk:
             self._channel = sending
             status = os.fstat(sending)
             self._identity = (status.st_dev, status.st_ino)
-            sandbox.disown()
             environ = payload_environment(self.spec, dict(os.environ))
             for name in set(os.environ) - set(environ):
                 del os.environ[name]
@@ -184,6 +185,7 @@ class Walk:
                     "enter the working directory", syscall="chdir", path=where, errno=error.errno
                 ) from error
             child.confine(sandbox.entry, who)
+            sandbox.disown()
             if faulthandler.is_enabled():
                 faulthandler.enable(file=stacks)
             faulthandler.register(_STACKS_SIGNAL, file=stacks, all_threads=True, chain=False)
@@ -321,10 +323,13 @@ class Walk:
             if "logged" in message:
                 report = transfer.unpack_report(self.item.config, message["logged"])
                 self.item.ihook.pytest_runtest_logreport(report=report)
+                if self._left() == 0:  # a body that reports subtests without end
+                    self._time_out()
             elif "stop" in message:
                 self._stop(message["stop"])
             elif "sandbox_error" in message:
-                raise SandboxError.from_json(message["sandbox_error"])
+                error = SandboxError.from_json(message["sandbox_error"])
+                raise CrateFailed(f"the crate could not be entered: {error}")
             elif "error" in message:
                 raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
             elif message.get("phase") == phase:
@@ -347,10 +352,15 @@ class Walk:
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
         while True:
-            wait = None if self._deadline is None else max(0.0, (self._deadline - time.monotonic()) * 1e3)
-            ready = {descriptor for descriptor, _ in poll.poll(wait)}
+            left = self._left()
+            ready = {
+                descriptor
+                for descriptor, _ in poll.poll(1e3 * (_WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)))
+            }
             if not ready:
-                self._time_out()
+                if self._left() == 0:
+                    self._time_out()
+                self._stop_fork_bomb()
             if self._stacks_fd in ready and not self._read_stacks():
                 poll.unregister(self._stacks_fd)
                 _close(self._stacks_fd)
@@ -399,13 +409,32 @@ class Walk:
             message = f"the test's process ended with {exit_} before it could report"
         raise CrateFailed(message)
 
-    def _time_out(self) -> NoReturn:
+    def _stop_fork_bomb(self) -> None:
+        """Kill a body that goes on although forks were refused: one that swallows the errors does so for ever.
+
+        It fails in any case; it gets the time between two looks to fail by itself, and say where.
+        """
         assert self._sandbox is not None
-        self._exceeded.append("timeout")
+        if "pids" not in self._sandbox.watch().limits_since(self._seen):
+            return
+        if not self._forks_refused:
+            self._forks_refused = True
+            return
+        exceeded = self._exceeded_since()
+        self._kill()
+        raise CrateFailed(self._limit_message(exceeded))
+
+    def _kill(self) -> None:
+        """Kill the crate, having asked its process where it is."""
+        assert self._sandbox is not None
         self.stacks = self._ask_for_stacks()
         self._sandbox.kill()
         self._wait_for_exit()
         self.end()
+
+    def _time_out(self) -> NoReturn:
+        self._exceeded.append("timeout")
+        self._kill()
         message = self._limit_message(["timeout"])
         if not self.stacks:
             message += "\nIts process did not say where it was: it blocks signals, or is stopped."

@@ -21,7 +21,7 @@ def failure_section(
     :param spec: what that crate was made from.
     :param stderr: what it wrote to standard error; the last :data:`STDERR_LINES` lines of at most
         :data:`STDERR_BYTES` bytes are shown, with control characters spelled out.
-    :param stacks: where its threads were when the timeout came; the first :data:`STACK_LINES` lines are shown.
+    :param stacks: where its threads were when the timeout came, or it crashed; the first :data:`STACK_LINES` lines are shown.
     """
     usage = crate.usage
     lines = [failure_message(limit, spec, usage) for limit in crate.exceeded]
@@ -41,7 +41,7 @@ def failure_section(
         lines.append(f"stderr, last {units.count(len(last), 'line')}:" if cut else "stderr:")
         lines += [f"  {line}" for line in last]
     if stacks:
-        lines += _stacks(stacks)
+        lines += _stacks(stacks, "at the timeout" if "timeout" in crate.exceeded else "at the end")
     # A body needs no name: it is the test.
     return ("Crate" if crate.name == "body" else f"Crate {crate.name}"), "\n".join(lines)
 
@@ -97,9 +97,9 @@ def _loosened(spec: CrateSpec) -> list[str]:
     return names if spec.seccomp else [*names, "seccomp off"]
 
 
-def _stacks(stacks: str) -> list[str]:
+def _stacks(stacks: str, when: str) -> list[str]:
     lines = stacks.rstrip().splitlines()
     shown = [f"  {terminal_text.harmless(line.expandtabs())}" for line in lines[:STACK_LINES]]
     if left_out := len(lines) - len(shown):
         shown.append(f"  ({units.count(left_out, 'line')} left out)")
-    return ["stacks at the timeout:", *shown]
+    return [f"stacks {when}:", *shown]

@@ -144,15 +144,17 @@ def _printable(text: str, *, ascii_only: bool) -> str:
 
 
 def _table(rows: Sequence[_Row], *, width: int, glyphs: _Glyphs) -> list[Line]:
-    longest = max(terminal_text.columns(row.test) for row in rows)
+    title = "test"
+    longest = max(len(title), *(terminal_text.columns(row.test) for row in rows))
     wanted = min(longest, max(20, width // 3))
     for layout in _LAYOUTS:
         columns = _columns(rows, layout, glyphs)
         room = width - sum(_GAP + column.width for column in columns)
         if room >= wanted:
             break
-    test = _Column(title="test", cells=[_test_cell(row, max(4, room), glyphs) for row in rows], right=False)
-    return [_joined(cells) for cells in zip(*(column.padded() for column in [test, *columns]), strict=True)]
+    cells = [_test_cell(row, max(len(title), room), glyphs) for row in rows]
+    test = _Column(title=title, cells=cells, right=False)
+    return [_joined(line) for line in zip(*(column.padded() for column in [test, *columns]), strict=True)]
 
 
 def _columns(rows: Sequence[_Row], layout: _Layout, glyphs: _Glyphs) -> list[_Column]:

@@ -25,6 +25,7 @@ class Entry:
     :ivar keep: numbers of the capabilities that the crate's root keeps.
     :ivar last_capability: the highest number that the running kernel knows.
     :ivar seccomp: the filter program; empty for none.
+    :ivar user_namespace: descriptor of a user namespace in which the payload's root is nobody outside; None for none.
     :ivar rootless: the crate has a user namespace of one user, in which setgroups(2) is denied.
     """
 
@@ -33,6 +34,7 @@ class Entry:
     keep: frozenset[int]
     last_capability: int
     seccomp: bytes
+    user_namespace: int | None
     rootless: bool
 
 
@@ -55,6 +57,10 @@ def confine(entry: Entry, who: identity.Identity | None) -> None:
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
     root = (os.geteuid() if who is None else who.uid) == 0
+    if entry.user_namespace is not None:
+        # The same ids, so that files stay reachable, without any power over what the host owns: the
+        # crate's mounts, network and devices among it. It gives every capability, to be dropped below.
+        libc.setns("enter the payload's user namespace", entry.user_namespace, libc.CLONE_NEWUSER, "user")
     # The bounding set first: dropping from it needs CAP_SETPCAP. Capabilities that root keeps are
     # of no use to another user, and a fork (unlike an exec) would carry them over.
     capabilities.limit_bounding_set(entry.keep, entry.last_capability)

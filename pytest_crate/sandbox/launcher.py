@@ -67,6 +67,7 @@ class Launcher:
         self.parent = parent
         self.rootless = rootless
         self.last_capability = capabilities.last_capability()
+        self.user_namespace = None if rootless else _payload_user_namespace()
         self.crates: dict[int, Crate] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
         self._count = 0
@@ -181,6 +182,8 @@ class Launcher:
                 keep=frozenset(message["keep"]),
                 last_capability=self.last_capability,
                 seccomp=bytes.fromhex(message["seccomp"]),
+                # A capability that is asked for by name is wanted over the crate itself.
+                user_namespace=None if message["cap_add"] else self.user_namespace,
                 rootless=self.rootless,
             )
             seconds = message["seconds"]
@@ -193,9 +196,10 @@ class Launcher:
                 deadline=None if seconds is None else time.monotonic() + seconds,
             )
             undo.pop_all()
+        own = [] if entry.user_namespace is None else [entry.user_namespace]
         self._reply(
             {"crate": number, "init": init, "enter_files": group.enter_files, "kinds": list(handles.others)},
-            [root, handles.pid, *handles.others.values()],
+            [root, handles.pid, *handles.others.values(), *own],
         )
 
     def _start_init(self, message: wire.Message, kinds: frozenset[str]) -> int:
@@ -312,6 +316,16 @@ class Launcher:
         self.parent.remove()
 
 
+def _payload_user_namespace() -> int | None:
+    """Make the user namespace of payloads that root starts; None where the host allows none."""
+    with open("/proc/self/uid_map", encoding="ascii") as uids, open("/proc/self/gid_map", encoding="ascii") as gids:
+        maps = identity.whole_id_map(uids.read(), gids.read())
+    try:
+        return namespaces.make_user_namespace(*maps)
+    except SandboxError:
+        return None
+
+
 def _end(pid: int) -> int:
     """Kill an init and return its wait status."""
     os.kill(pid, signal.SIGKILL)
@@ -333,13 +347,16 @@ def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset
             os._exit(1)
         os.setsid()
         try:
+            if "net" in kinds:
+                network.loopback_up()
+                if not rootless:
+                    # A payload's root has no power over the network: ports below 1024 are open to all in it.
+                    network.allow_low_ports()
             mounts.build_root(
                 mounts.from_json(message["operations"]), size_bytes=message["tmpfs_bytes"], rootless=rootless
             )
             with libc.os_step("set the host name", "sethostname", message["hostname"]):
                 socket.sethostname(message["hostname"])
-            if "net" in kinds:
-                network.loopback_up()
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
@@ -402,7 +419,13 @@ def main() -> None:
     launcher = Launcher(channel, parent, rootless=rootless)
     wire.send(
         channel,
-        {"cgroup_version": parent.version, "how": parent.how, "limits": sorted(parent.limits), "rootless": rootless},
+        {
+            "cgroup_version": parent.version,
+            "how": parent.how,
+            "limits": sorted(parent.limits),
+            "rootless": rootless,
+            "user_namespace": rootless or launcher.user_namespace is not None,
+        },
     )
     try:
         launcher.serve(pidfd)

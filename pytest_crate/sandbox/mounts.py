@@ -497,14 +497,27 @@ class Names(Operation):
 
     @staticmethod
     def _write(shop: Workshop, step: str, path: str, content: str) -> None:
-        # A new file bound over the old one: works where the user may not write to the host's file.
-        private = f"{shop.new_private(0o755)}/{os.path.basename(path)}"
-        with libc.os_step(step, "write", path):
-            descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
-                stream.write(content)
-        with shop.target(path, directory=False) as place:
-            shop.bind(step, private, place)
+        name = os.path.basename(path)
+        parent = shop.directory(os.path.dirname(path))
+        try:
+            # A new file in place of the old one: the old one's owner may not let the user write to it.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        except OSError:
+            # A mount point, as containers have /etc/hosts, or in a directory of someone else's: bound over it.
+            private = f"{shop.new_private(0o755)}/{name}"
+            with libc.os_step(step, "open", path):
+                descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            with shop.target(path, directory=False) as place:
+                shop.bind(step, private, place)
+        finally:
+            os.close(parent)
+        with (
+            libc.os_step(step, "write", path),
+            os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream,
+        ):
+            stream.write(content)
 
 
 _KINDS: Mapping[str, type[Operation]] = {

@@ -33,12 +33,14 @@ class Enforcement:
     :ivar how: how the cgroup was come by, in words.
     :ivar limits: marker keys that can be enforced.
     :ivar rootless: crates are made in a user namespace, without the rights of root.
+    :ivar user_namespace: payloads run in a user namespace, so that their root is nobody outside.
     """
 
     cgroup_version: int
     how: str
     limits: frozenset[str]
     rootless: bool
+    user_namespace: bool
 
 
 class Unsupported(HostError):
@@ -101,6 +103,7 @@ class Engine:
             how=answer["how"],
             limits=frozenset(answer["limits"]),
             rootless=answer["rootless"],
+            user_namespace=answer["user_namespace"],
         )
         return ours
 
@@ -166,6 +169,7 @@ class Engine:
             "tmpfs_bytes": spec.tmpfs_bytes,
             "operations": mounts.to_json(operations),
             "keep": sorted(keep),
+            "cap_add": list(spec.cap_add),
             "seccomp": program.hex(),
             "as_root": spec.image is not None,
         }
@@ -179,6 +183,8 @@ class Engine:
         if "missing" in answer:
             raise _unsupported(answer["missing"])
         root, pid, *others = descriptors
+        # One more than kinds: the user namespace that the payload enters last.
+        user_namespace = others.pop() if len(others) > len(answer["kinds"]) else None
         return Sandbox(
             engine=self,
             number=answer["crate"],
@@ -190,6 +196,7 @@ class Engine:
                 keep=keep,
                 last_capability=capabilities.last_capability(),
                 seccomp=program,
+                user_namespace=user_namespace,
                 rootless=self._enforcement is not None and self._enforcement.rootless,
             ),
         )
@@ -333,6 +340,8 @@ class Sandbox:
         """Close the descriptors of the crate, here or in a forked child."""
         if self.root >= 0:
             self.entry.namespaces.close()
+            if self.entry.user_namespace is not None:
+                os.close(self.entry.user_namespace)
             os.close(self.root)
             self.root = -1
 

@@ -75,23 +75,17 @@ def _entries(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def unix_sockets(paths: Iterable[str]) -> tuple[str, ...]:
     """Return the unix sockets among and below the paths; only so many entries are looked at."""
-    found: list[str] = []
-    for path in paths:
-        try:
-            mode = os.lstat(path).st_mode
-        except FileNotFoundError:
-            continue
-        if stat.S_ISSOCK(mode):
-            found.append(path)
-        elif stat.S_ISDIR(mode):
-            seen = 0
-            for directory, directories, files in os.walk(path):
-                seen += len(directories) + len(files)
-                if seen > _MAX_SOCKET_SEARCH:
-                    break
-                for name in files:
-                    place = os.path.join(directory, name)
-                    with contextlib.suppress(FileNotFoundError):
-                        if stat.S_ISSOCK(os.lstat(place).st_mode):
-                            found.append(place)
-    return tuple(found)
+    return tuple(place for path in paths for place in _sockets_below(path))
+
+
+def _sockets_below(path: str) -> Iterator[str]:
+    # Not os.walk(): before Python 3.12 it recurses, and a test may have nested directories deeper than that allows.
+    queue = [path]
+    for place in queue:
+        # Gone meanwhile, not the user's to read, or nested too deep to be named (ENAMETOOLONG).
+        with contextlib.suppress(OSError):
+            mode = os.lstat(place).st_mode
+            if stat.S_ISSOCK(mode):
+                yield place
+            elif stat.S_ISDIR(mode) and len(queue) <= _MAX_SOCKET_SEARCH:
+                queue += (os.path.join(place, name) for name in os.listdir(place))

@@ -300,8 +300,9 @@ def test_removal_of_an_occupied_cgroup_fails(cgroup: Cgroup) -> None:
     process.communicate("end\n")
 
 
-def test_killed_run_is_cleared_away_by_the_next(parent: CgroupParent) -> None:
-    """What a run killed with SIGKILL left, a process in a control group included, is gone when another starts."""
+def test_killed_run_is_cleared_away(parent: CgroupParent) -> None:
+    """What a run killed with SIGKILL left, a process in a control group included, is stale once its owner has ended,
+    and not before."""
     own = own_directories()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
         name = str(Owner.of_process(owner.pid))
@@ -309,14 +310,24 @@ def test_killed_run_is_cleared_away_by_the_next(parent: CgroupParent) -> None:
         process = start(left.create("leaf"), "print('in', flush=True); time.sleep(30)")
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
-        assert cgroupfs.remove_stale(own.values()) == ()
+        cgroupfs.remove_stale(own.values())
         assert process.poll() is None
         owner.kill()
-        owner.wait()
-    find_parent(run_name=run_name())
+    cgroupfs.remove_stale(own.values(), patience_sec=0.3)
     assert run_directories(name) == []
     process.communicate()
     assert process.returncode == -9
+
+
+def test_next_run_clears_away(parent: CgroupParent) -> None:
+    """Whoever looks for a place for a new run removes what killed ones have left there."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
+        name = str(Owner.of_process(owner.pid))
+        left = find_parent(run_name=name)
+        left.create("leaf")
+        assert run_directories(name) != []
+    find_parent(run_name=run_name())
+    assert run_directories(name) == []
 
 
 def test_cgroups_are_cheap(parent: CgroupParent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -166,16 +167,28 @@ def both_ways(run_inner: RunInner) -> BothWays:
         crates = run_inner("--crate-all", *args, way="crated")
         assert any(report["crates"] for report in crates.reports) == crated
         assert not any(report["crates"] for report in plain.reports)
-        assert [_comparable(report) for report in crates.reports] == [_comparable(report) for report in plain.reports]
-        assert crates.junit == plain.junit
-        if printed:
-            assert crates.printed() == plain.printed()
+        differences = [
+            *_differences("reports", _pretty(plain.reports), _pretty(crates.reports)),
+            *_differences("JUnit XML", _pretty(plain.junit), _pretty(crates.junit)),
+            *(_differences("terminal", plain.printed(), crates.printed()) if printed else ()),
+        ]
+        if differences:
+            pytest.fail("\n".join(differences), pytrace=False)
         assert crates.ret == plain.ret
         return crates
 
     return run
 
 
-def _comparable(report: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in report.items() if name not in ("crates", "uncrated", "pid")}
-    return json.loads(without_varying(json.dumps(kept)))  # type: ignore[no-any-return]
+def _pretty(data: list[Any]) -> list[str]:
+    kept = [
+        {name: value for name, value in item.items() if name not in ("crates", "uncrated", "pid")}
+        if isinstance(item, dict)
+        else item
+        for item in data
+    ]
+    return without_varying(json.dumps(kept, indent=1)).splitlines()
+
+
+def _differences(what: str, plain: list[str], crated: list[str]) -> list[str]:
+    return list(difflib.unified_diff(plain, crated, f"{what} plain", f"{what} in crates", n=4, lineterm=""))

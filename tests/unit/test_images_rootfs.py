@@ -395,7 +395,10 @@ def test_a_truncated_archive_names_where_it_broke(root: Path) -> None:
 
 def test_a_tree_deeper_than_path_max_is_built_and_stays_inside(root: Path) -> None:
     """Symlinks can take an archive deeper than any path; that is no way out, and ends without an error."""
-    half = "x/" * 1500
+    half = f"{'x' * 200}/" * 12
     extract(root, archive(directory(half), symlink("half", half), member(f"half/{half}file", b"deep")))
-    assert (root / "half").resolve() == root / half
-    assert os.path.isdir(root / half / ("x/" * 200))
+    descriptor = os.open(root / half, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert os.stat(f"{half}file", dir_fd=descriptor).st_size == len("deep")
+    finally:
+        os.close(descriptor)

@@ -247,6 +247,21 @@ def test_an_interrupted_extraction_leaves_nothing(store: ImageStore, image_file:
     assert store.open(str(image_file), "img").digest == sha256(image_file)
 
 
+def test_a_wait_for_another_process_is_told(store: ImageStore, image_file: Path, tmp_path: Path) -> None:
+    """Who finds the lock held hears so, and goes on when it is released."""
+    directory(tmp_path).mkdir(parents=True, mode=0o700)
+    lock = filelock.FileLock(str(directory(tmp_path) / "lock"))
+    lines: list[str] = []
+
+    def release(line: str) -> None:
+        lines.append(line)
+        lock.release()
+
+    lock.acquire()
+    store.open(str(image_file), "img", release)
+    assert lines == [f"waiting for another process that extracts an image into {tmp_path}/store", "extracting img…"]
+
+
 def test_leftovers_go_when_the_store_is_used_next(store: ImageStore, image_file: Path, tmp_path: Path) -> None:
     """A hit cleans up after a killed process as a miss does, unless another process is at work there."""
     store.open(str(image_file), "img")

@@ -110,6 +110,14 @@ def test_narrow_terminals_give_up_columns(width: int, header: str) -> None:
     assert columns(lines[1]) <= width
 
 
+def test_an_id_shorter_than_its_title_does_not_push_flags_out() -> None:
+    """The test column is at least as wide as its title: the room for flags is reckoned with that."""
+    record = _record("0", exceeded=("timeout",), usage=Usage(memory_oom_kills=1, pids_max_events=1, cpu_nr_throttled=1))
+    lines = _texts(summary([record], top=0, width=60))
+    assert max(map(len, lines)) <= 60
+    assert lines[1].endswith("OOM +3")
+
+
 def test_a_wide_terminal_does_not_stretch_the_table() -> None:
     """With room to spare the columns stay together."""
     assert summary([OOM], top=0, width=300) == summary([OOM], top=0, width=120)
@@ -308,7 +316,7 @@ _RECORDS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_RECORDS, st.integers(0, 4), st.integers(60, 200), st.booleans())
 def test_no_line_is_wider_than_the_terminal(records: Any, top: int, width: int, ascii_only: bool) -> None:
     """Whatever ids and numbers there are, no line wraps, ends in a space, or has a markup that pytest lacks."""

@@ -1,0 +1,109 @@
+"""The options that describe a crate, and the spec that they make."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+
+from pytest_crate.images import ImageStore, default_store_root, read_image_names, resolve_reference
+from pytest_crate.spec import CrateSpec, Layer, build_spec
+
+HOST = "host"
+"""The reference that means the host's own root."""
+
+# Marker key → options, what their value is called, and what they do.
+_VALUES: Mapping[str, tuple[tuple[str, ...], str, str]] = {
+    "memory": (("--memory", "-m"), "SIZE", "memory limit, such as 64m or 1.5g"),
+    "swap": (("--swap",), "SIZE", "swap allowed on top of it (default: 0)"),
+    "cpus": (("--cpus",), "N", "CPU limit, such as 0.5"),
+    "cpuset": (("--cpuset",), "LIST", "the CPUs it may use, such as 0-1"),
+    "pids": (("--pids",), "N", "most processes and threads at once (default: 512)"),
+    "timeout": (("--timeout",), "SECONDS", "wall time, after which everything in the crate is killed"),
+    "network": (("--network",), "none|host", "own stack with only a loopback device, or the host's (default: none)"),
+    "tmpfs": (("--tmpfs",), "SIZE", "size of the private copy-on-write layer (default: half of the memory)"),
+    "hostname": (("--hostname",), "NAME", "its host name (default: crate)"),
+    "user": (("--user", "-u"), "USER[:GROUP]", "names or numbers of its own user database"),
+    "workdir": (("--workdir", "-w"), "DIR", "working directory (default: /, or on the host's root the current one)"),
+}
+_LISTS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
+    "mounts": (("--mount",), "SRC[:DST][:ro|rw]", "make a host path visible; repeatable"),
+    "env": (("--env", "-e"), "NAME[=VALUE]", "set a variable, or hand on ours; repeatable"),
+    "cap_add": (("--cap-add",), "NAME", "let its root keep a capability, such as net_admin; repeatable"),
+}
+
+
+def add_crate_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each key of a marker, and those of the engine and the store."""
+    group = parser.add_argument_group("the crate")
+    for key, (flags, metavar, text) in _VALUES.items():
+        group.add_argument(*flags, dest=key, metavar=metavar, help=text)
+    for key, (flags, metavar, text) in _LISTS.items():
+        group.add_argument(*flags, dest=key, metavar=metavar, help=text, action="append", default=[])
+    group.add_argument(
+        "--clean-env", action="store_true", help="hand on a minimal environment only (on an image it always is)"
+    )
+    group.add_argument("--no-seccomp", action="store_true", help="filter no system calls")
+    group.add_argument("--cgroup-parent", metavar="CGROUP", help="make its cgroup below this one")
+    add_store_option(parser)
+
+
+def add_store_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where extracted images are."""
+    parser.add_argument(
+        "--store", metavar="DIR", help="directory of extracted images (default: $XDG_CACHE_HOME/pytest-crate)"
+    )
+
+
+def spec_of(arguments: argparse.Namespace, image: str | None) -> CrateSpec:
+    """Return the spec that a command line describes; relative host paths are relative to the current directory.
+
+    :param image: the image's reference; None for the host's root.
+    :raises SpecError: a value does not parse; it names the option.
+    """
+    return build_spec([*_layers(arguments, os.getcwd()), Layer(origin="IMAGE", values={"image": image})])
+
+
+def _layers(arguments: argparse.Namespace, directory: str) -> Iterator[Layer]:
+    for key, (flags, _, _) in _VALUES.items():
+        if (value := getattr(arguments, key)) is not None:
+            yield Layer(origin=flags[0], values={key: value}, directory=directory)
+    for mount in arguments.mounts:
+        yield Layer(origin="--mount", values={"mounts": [mount]}, directory=directory)
+    if arguments.env:
+        yield Layer(origin="--env", values={"env": dict(map(_variable, arguments.env))})
+    if arguments.cap_add:
+        yield Layer(origin="--cap-add", values={"cap_add": arguments.cap_add})
+    if arguments.clean_env:
+        yield Layer(origin="--clean-env", values={"clean_env": True})
+    if arguments.no_seccomp:
+        yield Layer(origin="--no-seccomp", values={"seccomp": False})
+
+
+def _variable(text: str) -> tuple[str, str | None]:
+    """Split ``NAME=VALUE``; a bare ``NAME`` hands on our own value, or its lack, as in Docker."""
+    name, equals, value = text.partition("=")
+    return name, value if equals else os.environ.get(name)
+
+
+def find_image(reference: str, directory: str) -> tuple[str, str]:
+    """Return an image's reference and path; on a command line a file's bare name will do for its path.
+
+    Names are those of a pyproject.toml in the directory, and go before files.
+
+    :raises ImageError: there is no such image.
+    :raises SpecError: pyproject.toml can't be read.
+    """
+    names = read_image_names(os.path.join(directory, "pyproject.toml"))
+    if reference not in names and os.path.exists(os.path.join(directory, reference)):
+        reference = os.path.join(directory, reference)
+    return reference, resolve_reference(reference, names=names, directory=directory)
+
+
+def open_store(arguments: argparse.Namespace) -> ImageStore:
+    """Return the store of images that a command line means.
+
+    :raises ImageError: there is no home directory to keep one in.
+    """
+    root = os.path.expanduser(arguments.store) if arguments.store else default_store_root(os.environ)
+    return ImageStore(os.path.abspath(root))

@@ -1,0 +1,28 @@
+"""The parser of ``pytest-crate``'s command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser for a command that chooses the exit status of its own failures.
+
+    :param failure_status: for a command line that makes no sense; the command's failures have it as well.
+    """
+
+    def __init__(self, *, failure_status: int = 2, **keywords: object) -> None:
+        super().__init__(allow_abbrev=False, **keywords)  # type: ignore[arg-type]
+        self.failure_status = failure_status
+        self.set_defaults(failure_status=failure_status, prog=self.prog)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(self.failure_status, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+Commands = argparse._SubParsersAction[Parser]  # noqa: SLF001 - what add_subparsers() returns has no public name
+"""What the parsers of commands are added to."""

@@ -1,0 +1,110 @@
+"""Examines a host: the rows of its probe, and a whole crate made, limited, used and removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import cgroup
+from pytest_crate.kernel.host import Host, Row, probe_host
+from pytest_crate.sandbox import host_view, rootfs
+from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
+from pytest_crate.sandbox.sandbox import Engine
+from pytest_crate.spec import CrateSpec
+
+_WHOLE = "a whole crate"
+_HOSTNAME = "crate-doctor"
+_LIMITS: Mapping[str, tuple[str, int]] = {
+    "memory": ("memory_bytes", 256 << 20),
+    "cpus": ("cpu_quota_usec", 20_000),
+    "pids": ("pids", 32),
+}
+# Three periods' worth of CPU time, so that the limit has to hold it back.
+_SCRIPT = """
+import socket, time
+while time.process_time() < 0.06: pass
+print(socket.gethostname(), end="")
+"""
+_PATIENCE_SEC = 5.0
+# What a summary can't do without, by the field of a usage.
+_NUMBERS: Mapping[str, str] = {
+    "cpu_usage_usec": "CPU time",
+    "memory_peak_bytes": "memory peak",
+    "memory_oom_kills": "OOM kills",
+    "pids_peak": "peak of tasks",
+}
+
+
+def examine(*, cgroup_parent: str | None = None) -> Host:
+    """Find out what this host offers to crates by doing it; any user can.
+
+    :param cgroup_parent: the control group to make the crates' below; None for our own.
+    :raises HostError: there is no such control group.
+    """
+    parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=cgroup_parent)
+    try:
+        found = probe_host(parent)
+    finally:
+        parent.remove()
+    return dataclasses.replace(found, rows=(*found.rows, *_try_a_crate(cgroup_parent)))
+
+
+def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
+    began = time.monotonic()
+    engine = Engine(cgroup_parent=cgroup_parent)
+    try:
+        enforcement = engine.enforcement
+        spec = _spec(enforcement.limits)
+        view = host_view.program_view("/", rootless=enforcement.rootless, environ=os.environ)
+        sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=None), timed=True)
+        crate = CrateSandbox(sandbox, spec, name="doctor")
+        done = crate.run([sys.executable, "-I", "-S", "-c", _SCRIPT], cwd="/")
+        result = crate.close()
+    except HostError as error:
+        return (Row(feature=_WHOLE, status="missing", detail=error.message, remedy=error.hint),)
+    except SandboxError as error:
+        return (Row(feature=_WHOLE, status="missing", detail=str(error)),)
+    finally:
+        engine.close()
+    fault = _fault(done, spec) or _left_behind(sandbox.entry.enter_files)
+    if fault:
+        return (Row(feature=_WHOLE, status="missing", detail=fault),)
+    took_msec = round((time.monotonic() - began) * 1e3)
+    unknown = [name for field, name in _NUMBERS.items() if getattr(result.usage, field) is None]
+    return (
+        Row(feature=_WHOLE, status="ok", detail=f"made, limited, used and removed in {took_msec} ms"),
+        Row(
+            feature="usage",
+            status="degraded" if unknown else "ok",
+            detail=f"unknown here, printed as -: {', '.join(unknown)}" if unknown else ", ".join(_NUMBERS.values()),
+        ),
+    )
+
+
+def _spec(limits: frozenset[str]) -> CrateSpec:
+    """Return a spec that asks for what can be enforced; the lack of the rest has a row of its own."""
+    wanted = {key: _LIMITS[key] for key in _LIMITS if key in limits}
+    values = {"pids": None, **dict(wanted.values())}
+    return CrateSpec(hostname=_HOSTNAME, timeout_usec=round(_PATIENCE_SEC * 1e6), asked=frozenset(wanted), **values)
+
+
+def _fault(done: CompletedRun, spec: CrateSpec) -> str:
+    if done.exceeded:
+        return f"a program in it went over a limit: {', '.join(done.exceeded)}"
+    if done.returncode != 0:
+        last = str(done.stderr).strip().splitlines()[-1:]
+        return f"a program in it ended with {done.returncode}: {''.join(last)}"
+    if done.stdout != _HOSTNAME:
+        return f"a program in it saw the host name {done.stdout!r} instead of {_HOSTNAME!r}"
+    if spec.cpu_quota_usec is not None and done.usage.cpu_nr_throttled == 0:
+        return f"the CPU limit did not hold a program back that used {done.usage.cpu_usage_usec} us"
+    return ""
+
+
+def _left_behind(enter_files: tuple[str, ...]) -> str:
+    left = [path for path in enter_files if os.path.exists(path)]
+    return f"it could not be removed: {os.path.dirname(left[0])} is still there" if left else ""

@@ -1,0 +1,280 @@
+"""What tests of the whole need of the host, and the check that they leave nothing behind on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import filelock
+import psutil
+import pytest
+
+from pytest_crate.kernel import cgroup, libc
+
+pytest_plugins = ["pytester"]
+
+NOBODY = 65534
+
+# -- what the host has -------------------------------------------------------------------------------
+
+
+def _succeeds(script: str) -> bool:
+    """Whether a script, which may do to its own process what it likes, ends well."""
+    return subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, check=False).returncode == 0
+
+
+_MOUNTS = """
+from pytest_crate.kernel import libc
+libc.unshare("try", libc.CLONE_NEWNS)
+libc.mount("try", "none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+"""
+_OVERLAY = """
+import os
+libc.mount("try", "try", "/tmp", "tmpfs")
+os.mkdir("/tmp/upper")
+os.mkdir("/tmp/work")
+libc.mount("try", "try", "/mnt", "overlay", data="lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work")
+"""
+_BECOME_NOBODY = f"""
+import os
+from pytest_crate.kernel import identity, libc
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+libc.prctl("own /proc/self again", libc.PR_SET_DUMPABLE, 1)
+"""
+_USER_NAMESPACE = f"""
+libc.unshare("try", libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWNET | libc.CLONE_NEWPID)
+identity.write_id_maps("self", *identity.single_id_map({NOBODY}, {NOBODY}), deny_setgroups=True)
+libc.mount("try", "try", "/tmp", "tmpfs")
+"""
+
+
+class HostTable:
+    """What tests may need: by name, the reason to give where it lacks, and a probe that does it."""
+
+    def __init__(self) -> None:
+        self._table: Mapping[str, tuple[str, Callable[[], bool]]] = {
+            "root": ("must be root, with the right to mount", lambda: os.geteuid() == 0 and _succeeds(_MOUNTS)),
+            "overlay": ("overlayfs can't be mounted here", lambda: _succeeds(_MOUNTS + _OVERLAY)),
+            "unprivileged user": ("this process can't become another user", lambda: _succeeds(_BECOME_NOBODY)),
+            "user namespaces": (
+                "an ordinary user gets no user namespace here",
+                lambda: _succeeds(_BECOME_NOBODY + _USER_NAMESPACE),
+            ),
+            "cgroup v1": ("memory, cpu and pids aren't all in writable cgroups v1", lambda: self._version() == 1),
+            "cgroup v2": ("there is no writable cgroup v2", self._writable_v2),
+            **{
+                f"{key} limit": (f"cgroups can't limit {key} here", lambda key=key: key in self._limits())  # type: ignore[misc]
+                for key in ("memory", "swap", "cpus", "cpuset", "pids")
+            },
+            "no swap": ("there is swap", lambda: psutil.swap_memory().total == 0),
+            "ipv6": ("the kernel has no IPv6", lambda: os.path.exists("/proc/net/if_inet6")),
+            "two cpus": ("there is one CPU only", lambda: len(os.sched_getaffinity(0)) > 1),
+            "alpine": ("CRATE_TEST_IMAGES names no directory with an alpine-*.tar.gz", lambda: bool(alpine_images())),
+            "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
+            "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
+            "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
+        }
+        self._known: dict[str, bool] = {}
+
+    def lacking(self, *names: str) -> str | None:
+        """Return the reason why the first of the named things that the host lacks is lacking, or None."""
+        for name in names:
+            reason, probe = self._table[name]
+            if name not in self._known:
+                self._known[name] = probe()
+            if not self._known[name]:
+                return f"needs {name}: {reason}"
+        return None
+
+    @staticmethod
+    def _limits() -> frozenset[str]:
+        parent = cgroup.find_parent(run_name=cgroup.run_name())
+        try:
+            return parent.limits
+        finally:
+            parent.remove()
+
+    @staticmethod
+    def _version() -> int:
+        parent = cgroup.find_parent(run_name=cgroup.run_name())
+        try:
+            return parent.version if parent.limits >= {"memory", "cpus", "pids"} else 0
+        finally:
+            parent.remove()
+
+    @staticmethod
+    def _writable_v2() -> bool:
+        return any(os.access(directory, os.W_OK) for directory in own_cgroups(2))
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def own_cgroups(*versions: int) -> list[str]:
+    """Return the directories of this process's own control group in the hierarchies of these versions."""
+    membership = cgroup.parse_membership(Path("/proc/self/cgroup").read_text())
+    found = []
+    for mount in cgroup.parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
+        for controller in mount.controllers if mount.version == 1 else ("",):
+            path = membership.get(controller)
+            directory = cgroup.locate(mount, path) if path is not None else None
+            if mount.version in versions and directory is not None:
+                found.append(directory)
+    return sorted(set(found))
+
+
+def alpine_images() -> list[Path]:
+    directory = os.environ.get("CRATE_TEST_IMAGES")
+    return sorted(Path(directory).glob("alpine-*.tar.gz")) if directory else []
+
+
+_TABLE = pytest.StashKey[HostTable]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(name, ...): skip where the host lacks one of these (tests/conftest.py)")
+    config.stash[_TABLE] = HostTable()
+
+
+def _demand(config: pytest.Config, *names: str) -> None:
+    reason = config.stash[_TABLE].lacking(*names)
+    if reason is not None:
+        _lacks(reason)
+
+
+def _lacks(reason: str) -> None:
+    """Skip; where the host is meant to have everything, fail."""
+    if os.environ.get("CRATE_CI_REQUIRE") == "1":
+        pytest.fail(f"{reason} (CRATE_CI_REQUIRE=1)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        _demand(item.config, *mark.args)
+
+
+@pytest.fixture(scope="session")
+def needs(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Skip in the midst of a test where the host lacks one of the named things; as the marker ``needs``."""
+    return lambda *names: _demand(pytestconfig, *names)
+
+
+# -- real root filesystems ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def alpine_image(needs: Callable[..., None]) -> Path:
+    """A real Alpine root filesystem: musl and busybox, no Python."""
+    needs("alpine")
+    return alpine_images()[-1]
+
+
+@pytest.fixture(scope="session")
+def debian_image(needs: Callable[..., None]) -> Path:
+    """A real Debian root filesystem, made by mmdebstrap once per machine and kept in the user's cache."""
+    suite, variant = "bookworm", "minbase"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pytest-crate-tests"
+    image = cache / f"debian-{suite}-{variant}.tar"
+    cache.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{image}.lock"):
+        if not image.exists():
+            needs("mmdebstrap")
+            partial = image.with_suffix(".partial.tar")
+            command = ["mmdebstrap", "--quiet", f"--variant={variant}", suite, str(partial)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode != 0:
+                partial.unlink(missing_ok=True)
+                _lacks(f"mmdebstrap could not make an image: {done.stderr[-2000:]}")
+            partial.rename(image)
+    return image
+
+
+# -- what is left behind -----------------------------------------------------------------------------
+
+
+def leftover_cgroups() -> set[str]:
+    """Return the control groups of runs of pytest-crate, without those of runs that are not ours to judge."""
+    found: set[str] = set()
+    ours = {os.getpid(), *descendants()}
+    for directory in own_cgroups(1, 2):
+        for path in Path(directory).glob("pytest-crate*"):
+            owner = cgroup.Owner.from_name(path.name)
+            # Another pytest on this machine may make crates at the same time; a dead one's are leftovers.
+            alive = owner is not None and cgroup.Owner.of_process(owner.pid) == owner
+            if owner is None or not alive or owner.pid in ours:
+                found.add(str(path))
+    return found
+
+
+def crate_mounts() -> set[str]:
+    """Return the mounts of ours that this process sees: none, for a crate's are in namespaces of their own."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if line.rpartition(" - ")[2].split()[1] == "crate"}
+
+
+def descendants() -> set[int]:
+    """Return the pids of all processes that descend from this one; orphans do, as it is their subreaper."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def open_files() -> dict[int, str]:
+    """Return what each open descriptor of this process refers to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+def _reap_orphans(known: set[int]) -> None:
+    for pid in descendants() - known:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue  # a child's child, or reaped by subprocess meanwhile
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
+    if not {"e2e", "functional"} & set(request.node.path.parts):
+        yield
+        return
+    states: tuple[Callable[[], set[str] | set[int] | dict[int, str]], ...] = (
+        crate_mounts,
+        leftover_cgroups,
+        descendants,
+        open_files,
+    )
+    before = [state() for state in states]
+    known = descendants()
+    libc.prctl("adopt orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+        end = time.monotonic() + 10
+        while True:
+            _reap_orphans(known)
+            after = [state() for state in states]
+            # What ends by itself, such as a launcher whose pytest was killed, may take a moment.
+            if after == before or time.monotonic() > end:
+                break
+            time.sleep(0.02)
+    finally:
+        libc.prctl("adopt no more orphans", libc.PR_SET_CHILD_SUBREAPER, 0)
+    assert after == before

@@ -1,0 +1,211 @@
+"""Limits, on the real kernel: what exceeds one fails its own test, by name, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_crate.spec import CPU_PERIOD_USEC
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import RunCrated
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+MIB = 1 << 20
+
+MEMORY_HOGS = """
+    import mmap, os, subprocess, sys
+    import pytest
+
+    pytestmark = pytest.mark.crate(memory="64m")
+    SIZE = 200 << 20
+
+    def test_body():
+        bytearray(SIZE)
+
+    def test_child_program():
+        subprocess.run([sys.executable, "-c", f"bytearray({SIZE})"])
+
+    def test_forked_child():
+        pid = os.fork()
+        if pid == 0:
+            bytearray(SIZE)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def test_shared_mapping():
+        shared = mmap.mmap(-1, SIZE)
+        for offset in range(0, SIZE, mmap.PAGESIZE):
+            shared[offset] = 1
+
+    def test_file_on_dev_shm():
+        with open("/dev/shm/file", "wb") as file:
+            for _ in range(200):
+                file.write(bytes(1 << 20))
+
+    def test_file_on_tmp():
+        with open("/tmp/file", "wb") as file:
+            for _ in range(200):
+                file.write(bytes(1 << 20))
+
+    @pytest.fixture
+    def hog():
+        return bytearray(SIZE)
+
+    def test_fixture(hog):
+        pass
+
+    def test_modest_between():
+        assert len(bytearray(30 << 20)) == 30 << 20
+"""
+
+
+@pytest.mark.needs("memory limit")
+def test_memory_limit_holds_whatever_takes_the_memory(run_crated: RunCrated) -> None:
+    """200 MiB under a limit of 64 MiB fail the test in the body, in a child that the test forks or executes, in shared
+    memory, in a file of a private file system and in a fixture; the next test is unharmed."""
+    run = run_crated(MEMORY_HOGS, "-rA")
+    hogs = ["body", "child_program", "forked_child", "shared_mapping", "file_on_dev_shm", "file_on_tmp"]
+    assert run.outcomes == {
+        **{f"test_{name}": "failed" for name in hogs},
+        "test_fixture": "error",
+        "test_modest_between": "passed",
+    }
+    for name in hogs:
+        assert f"FAILED test_inner.py::test_{name} - CrateFailed: memory limit 64 MiB exceeded\n" in run.short_summary
+        assert run.crate(f"test_{name}")["exceeded"] == ["memory"]
+        assert (run.usage(f"test_{name}")["memory_oom_kills"] or 0) >= 1
+    assert "ERROR test_inner.py::test_fixture - CrateFailed: memory limit 64 MiB exceeded\n" in run.short_summary
+    assert run.usage("test_modest_between")["memory_oom_kills"] == 0
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.needs("memory limit")
+def test_memory_peak_is_the_body_s_own(run_crated: RunCrated) -> None:
+    """50 MiB pass under a limit of 64 MiB and are 50 MiB ± 4 at the peak, although pytest itself holds 200 MiB."""
+    run = run_crated("""
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def held():
+            return bytearray(200 << 20)
+
+        @pytest.mark.crate(memory="64m")
+        def test_modest(held):
+            assert len(bytearray(50 << 20)) == 50 << 20
+
+        @pytest.mark.crate(memory="64m")
+        def test_empty(held):
+            pass
+    """)
+    assert run.all_passed()
+    peak = run.usage("test_modest")["memory_peak_bytes"]
+    print(f"peak of 50 MiB: {(peak or 0) / MIB:.2f} MiB")
+    assert peak == pytest.approx(50 * MIB, abs=4 * MIB)
+    empty = run.usage("test_empty")["memory_peak_bytes"]
+    assert empty is not None
+    assert 0 < empty < 5 * MIB
+
+
+@pytest.mark.needs("cpus limit", "two cpus")
+def test_cpu_limit_is_shared_by_all_processes(run_crated: RunCrated) -> None:
+    """Two busy processes under half a CPU use 1.0 s ± 15 % of CPU time in 2 s of wall time, and are throttled."""
+    for _ in range(5):
+        run = run_crated("""
+            import subprocess, sys
+            import pytest
+
+            BUSY = "import time; end = time.monotonic() + 2\\nwhile time.monotonic() < end: pass"
+
+            @pytest.mark.crate(cpus=0.5)
+            def test_busy():
+                for process in [subprocess.Popen([sys.executable, "-I", "-S", "-c", BUSY]) for _ in range(2)]:
+                    assert process.wait() == 0
+        """)
+        assert run.all_passed()
+        usage = run.usage("test_busy")
+        cpu, wall, throttled = (usage[name] or 0 for name in ("cpu_usage_usec", "wall_usec", "cpu_nr_throttled"))
+        print(f"cpu {cpu / 1e6:.3f} s in {wall / 1e6:.3f} s of wall time, throttled {throttled} times")
+        assert cpu <= 0.5 * wall * 1.15
+        # A crate gets at most its share, on a busy machine less: then it isn't throttled in most periods.
+        if throttled > 0.8 * wall / CPU_PERIOD_USEC:
+            break
+    assert throttled > 0.8 * wall / CPU_PERIOD_USEC
+    assert cpu == pytest.approx(wall / 2, rel=0.15)
+
+
+@pytest.mark.needs("cpuset limit")
+def test_cpuset_is_what_python_sees(run_crated: RunCrated) -> None:
+    """In a cpuset of one CPU the affinity mask is that CPU, for children too."""
+    run = run_crated("""
+        import os, subprocess
+        import pytest
+
+        LAST = max(os.sched_getaffinity(0))
+
+        @pytest.mark.crate(cpuset=str(LAST))
+        def test_one():
+            assert os.sched_getaffinity(0) == {LAST}
+            assert subprocess.run(["nproc"], capture_output=True, text=True).stdout == "1\\n"
+
+        @pytest.mark.crate(cpuset=str(LAST))
+        def test_cannot_be_left():
+            os.sched_setaffinity(0, range(64))
+            assert os.sched_getaffinity(0) == {LAST}
+    """)
+    assert run.all_passed()
+
+
+FORK_BOMBS = """
+    import os, subprocess, threading, time
+    import pytest
+
+    pytestmark = pytest.mark.crate(pids=32)
+
+    def test_bomb():
+        while True:
+            os.fork()
+
+    def test_bomb_that_swallows_the_error():
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                pass
+
+    def test_swallowed_once():
+        try:
+            for _ in range(40):
+                if os.fork() == 0:
+                    time.sleep(60)
+        except BlockingIOError:
+            pass
+
+    def test_threads():
+        event = threading.Event()
+        try:
+            for _ in range(40):
+                threading.Thread(target=event.wait, daemon=True).start()
+        except RuntimeError:
+            pass
+
+    def test_modest():
+        for _ in range(100):
+            assert subprocess.run(["true"]).returncode == 0
+"""
+
+
+@pytest.mark.needs("pids limit")
+def test_fork_bomb_fails_at_once(run_crated: RunCrated) -> None:
+    """Forks beyond the limit on tasks, threads too, fail the test within 10 s and by name, also if it swallows the
+    error; a hundred processes one after the other don't."""
+    run = run_crated(FORK_BOMBS, "-rA", "-W", "ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    assert run.outcomes.pop("test_modest") == "passed"
+    bombs = ["test_bomb", "test_bomb_that_swallows_the_error", "test_swallowed_once", "test_threads"]
+    for name in bombs:
+        assert run.outcomes[name] == "failed"
+        assert run.crate(name)["exceeded"] == ["pids"]
+        assert f"FAILED test_inner.py::{name} - CrateFailed: pids limit 32 exceeded" in run.short_summary
+    assert all((run.usage(name)["wall_usec"] or 0) < 10_000_000 for name in bombs)
