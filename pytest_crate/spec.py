@@ -88,7 +88,10 @@ class CrateSpec:
     asked: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, object]:
-        """Return the spec as builtins: sets and tuples as lists, mounts as ``src:dst:mode``."""
+        """Return the spec as builtins, as reports publish it: sets and tuples as lists, mounts as ``src:dst:mode``.
+
+        A variable's value may be a secret: only that it is set, or removed (None), is told.
+        """
         return {
             "memory_bytes": self.memory_bytes,
             "swap_bytes": self.swap_bytes,
@@ -100,7 +103,7 @@ class CrateSpec:
             "network": self.network,
             "mounts": [str(mount) for mount in self.mounts],
             "tmpfs_bytes": self.tmpfs_bytes,
-            "env": dict(self.env),
+            "env": {name: None if value is None else "(set)" for name, value in self.env},
             "clean_env": self.clean_env,
             "hostname": self.hostname,
             "user": self.user,

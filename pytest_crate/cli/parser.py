@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,5 +24,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(self.failure_status, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
 
-Commands = argparse._SubParsersAction[Parser]  # noqa: SLF001 - what add_subparsers() returns has no public name
+# What add_subparsers() returns has no public name, and can't be subscripted when the program runs.
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What the parsers of commands are added to."""

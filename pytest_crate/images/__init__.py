@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_crate.images.names import read_image_names, resolve_reference
 from pytest_crate.images.rootfs import ExtractLimits
 from pytest_crate.images.source import ArchiveFile, ImageSource
-from pytest_crate.images.store import Image, ImageStore, default_store_root
+from pytest_crate.images.store import Image, ImageStore, StoredImage, default_store_root
 
 __all__ = [
     "ArchiveFile",
@@ -13,6 +13,7 @@ __all__ = [
     "Image",
     "ImageSource",
     "ImageStore",
+    "StoredImage",
     "default_store_root",
     "read_image_names",
     "resolve_reference",

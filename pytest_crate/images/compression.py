@@ -109,9 +109,6 @@ class _HashedStream(io.RawIOBase):
         self.hash.update(data)
         return data
 
-    def readable(self) -> bool:
-        return True
-
 
 class _XzStream:
     """xz data of one or more streams, within a limit on memory; :class:`lzma.LZMAFile` offers none."""

@@ -310,9 +310,8 @@ def _open_in_root(root: int, path: bytes) -> int:
             "open a directory of the image", root, os.fsdecode(path) or ".", os.O_RDONLY | os.O_DIRECTORY
         )
     except SandboxError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), path) from error
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), path) from error
 
 
 def _leads_somewhere(root: int, path: bytes) -> bool:

@@ -57,6 +57,23 @@ class Image:
     digest: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image in the store.
+
+    :ivar digest: ``"sha256:…"`` of the archive as it is on disk.
+    :ivar origin: what it was extracted from first: a path, an address.
+    :ivar data_bytes: data in its files.
+    :ivar extracted_sec: when it was extracted, in seconds since 1970. When it was used last is not known: a use
+        writes nothing.
+    """
+
+    digest: str
+    origin: str
+    data_bytes: int
+    extracted_sec: int
+
+
 def default_store_root(environ: Mapping[str, str]) -> str:
     """Return ``$XDG_CACHE_HOME/pytest-crate``, or the same in ``~/.cache`` (XDG Base Directory Specification).
 
@@ -113,6 +130,90 @@ class ImageStore:
                 # Another process may have extracted it while this one waited.
                 image = self._find(identity, reference)
                 return image or self._extract(source, identity, reference, progress)
+
+    def images(self) -> tuple[StoredImage, ...]:
+        """Return the images in the store, by digest.
+
+        :raises ImageError: the store can't be read, or can't be trusted.
+        """
+        with self._writing("", "read"):
+            try:
+                names = sorted(os.listdir(self._path("images")))
+            except FileNotFoundError:
+                return ()
+            self._verify_owner("")
+            return tuple(self._describe(name) for name in names)
+
+    def remove(self, digest: str) -> None:
+        """Remove an image.
+
+        :raises ImageError: it is not there, a crate uses it, or the store can't be written.
+        """
+        with self._writing(digest, "remove it from"):
+            if not os.path.isdir(self._image_path(digest)):
+                raise ImageError(digest, f"it is not in the store {self._root}")
+            with self._locked(None):
+                self._take_out(digest)
+
+    def prune(self) -> tuple[StoredImage, ...]:
+        """Remove the images that no crate uses and whose archive is gone or has changed; return them.
+
+        :raises ImageError: the store can't be read or written.
+        """
+        removed = []
+        for image in self.images():
+            with self._writing(image.digest, "remove it from"), self._locked(None):
+                if not self._is_current(image) and not self._users(image.digest):
+                    self._take_out(image.digest)
+                    removed.append(image)
+        return tuple(removed)
+
+    def _describe(self, name: str) -> StoredImage:
+        path = self._path("images", name, "image.json")
+        with open(path, encoding="ascii") as file:
+            description = json.load(file)
+            return StoredImage(
+                digest=description["digest"],
+                origin=description["origin"],
+                data_bytes=description["data_bytes"],
+                extracted_sec=int(os.fstat(file.fileno()).st_mtime),
+            )
+
+    def _is_current(self, image: StoredImage) -> bool:
+        """Whether the archive is still there, and the same."""
+        try:
+            identity = ArchiveFile(path=image.origin).identity()
+        except OSError:
+            return False
+        found = self._find(identity, image.origin)
+        return found is not None and found.digest == image.digest
+
+    def _users(self, digest: str) -> list[int]:
+        """Return the processes that have the image mounted: an overlay must not lose its lower directory."""
+        found = []
+        lower = f"/{os.path.basename(self._image_path(digest))}/rootfs"
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                with (
+                    contextlib.suppress(OSError),  # it has ended
+                    open(f"/proc/{name}/mountinfo", encoding="utf-8", errors="replace") as mounts,
+                ):
+                    if lower in mounts.read():
+                        found.append(int(name))
+        return found
+
+    def _take_out(self, digest: str) -> None:
+        """Remove an image, whole or not at all to whoever looks for it. The lock is held."""
+        users = self._users(digest)
+        if users:
+            raise ImageError(digest, f"a crate uses it now: process {users[0]}")
+        for name in os.listdir(self._path("identities")):
+            with open(self._path("identities", name), encoding="ascii") as file:
+                of_it = file.read() == digest
+            if of_it:
+                os.unlink(self._path("identities", name))
+        os.rename(self._image_path(digest), self._path("staging", secrets.token_hex(8)))
+        self._remove_leftovers()
 
     def _path(self, *names: str) -> str:
         return os.path.join(self._directory, *names)
@@ -245,13 +346,13 @@ class ImageStore:
         os.replace(written, self._identity_path(identity))
 
     @contextlib.contextmanager
-    def _writing(self, reference: str) -> Iterator[None]:
+    def _writing(self, reference: str, what: str = "keep it in") -> Iterator[None]:
         try:
             yield
         except (OSError, SandboxError) as error:
             raise ImageError(
                 reference,
-                f"cannot keep it in the store {self._root}: {_described(error)}; XDG_CACHE_HOME can name another place",
+                f"cannot {what} the store {self._root}: {_described(error)}; XDG_CACHE_HOME can name another place",
             ) from error
 
 

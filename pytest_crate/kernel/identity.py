@@ -91,6 +91,7 @@ class _User:
     uid: int
     gid: int
     home: str
+    shell: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def _users(passwd_text: str) -> Iterator[_User]:
             continue
         uid, gid = _number(fields[2]), _number(fields[3])
         if uid is not None and gid is not None:
-            yield _User(name=fields[0], uid=uid, gid=gid, home=fields[5] or "/")
+            yield _User(name=fields[0], uid=uid, gid=gid, home=fields[5] or "/", shell=fields[6])
 
 
 def _groups(group_text: str) -> Iterator[_Group]:
@@ -134,7 +135,7 @@ def _find_user(wanted: str, passwd_text: str) -> _User:
     if number is None:
         raise _missing("user", wanted, "/etc/passwd")
     # Docker's choice for an unknown number: group 0, home "/".
-    return _User(name=wanted, uid=number, gid=0, home="/")
+    return _User(name=wanted, uid=number, gid=0, home="/", shell="")
 
 
 def _find_gid(wanted: str, group_text: str) -> int:
@@ -166,6 +167,17 @@ def parse_user(spec_user: str, passwd_text: str, group_text: str) -> Identity:
         gid = user.gid
         groups = {gid} | {group.gid for group in _groups(group_text) if user.name in group.members}
     return Identity(uid=user.uid, gid=gid, groups=tuple(sorted(groups)), home=user.home, name=user.name)
+
+
+def login_shell(spec_user: str, passwd_text: str) -> str:
+    """Return the path of a user's shell; ``/bin/sh`` for one that has none, or may not log in.
+
+    :param spec_user: as in :func:`parse_user`.
+    :raises SandboxError: there is no user of that name.
+    """
+    shell = _find_user(spec_user.partition(":")[0], passwd_text).shell
+    # A user of a service: who opens a shell as that user by hand wants one all the same (nologin(8)).
+    return "/bin/sh" if shell.rpartition("/")[2] in ("", "nologin", "false") else shell
 
 
 def become(identity: Identity, *, keep_groups: bool = False) -> None:

@@ -14,7 +14,9 @@ from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
+from pytest_crate.report.junit import junit_properties
 from pytest_crate.report.limits import near_limits
+from pytest_crate.report.record import TestRecord
 from pytest_crate.result import CrateResult
 from pytest_crate.sandbox.sandbox import Sandbox
 from pytest_crate.sandbox.temporary import TemporaryEntries
@@ -195,6 +197,9 @@ class Conductor:
             "header": self._header(),
         }
         report.crate = data  # type: ignore[attr-defined]
+        if self.config.getoption("xmlpath", None):
+            record = TestRecord.from_json({**data, "nodeid": report.nodeid, "outcome": "passed"})
+            report.user_properties = [*report.user_properties, *junit_properties(record)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_crate.errors import HostError
-from pytest_crate.plugin import options
+from pytest_crate.plugin import options, private
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
 from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
@@ -116,11 +116,10 @@ class Crates:
         return self._store.open(self.find_image(reference), reference, progress=self._progress).rootfs
 
     def _progress(self, line: str) -> None:
-        capture = self.config.pluginmanager.getplugin("capturemanager")
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         if reporter is None:
             return  # an xdist worker: its terminal is the controller's
-        with capture.global_and_fixture_disabled():
+        with private.capture_suspended(self.config):
             reporter.ensure_newline()
             reporter.write_line(line)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 from _pytest.outcomes import Failed
 
 __all__ = [
     "Failed",
+    "capture_suspended",
+    "count_failed_subtest",
     "drop_wider_finalizers",
     "finalizers",
     "is_driven_by",
@@ -67,3 +70,23 @@ def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:
 def is_driven_by(item: pytest.Item, names: frozenset[str]) -> bool:
     """Return whether the item requests one of the fixtures, directly or through another fixture."""
     return not names.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def capture_suspended(config: pytest.Config) -> AbstractContextManager[None]:
+    """Return a context in which what is written to the terminal gets there, in the midst of a phase."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    suspended: AbstractContextManager[None] = (
+        nullcontext() if manager is None else manager.global_and_fixture_disabled()
+    )
+    return suspended
+
+
+def count_failed_subtest(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Count a report of the item's if it is a failed subtest's: a test with such a one fails (pytest 9)."""
+    try:
+        from _pytest import subtests
+    except ImportError:
+        return
+    if report.failed and isinstance(report, subtests.SubtestReport):
+        # The key is the node's id, which newer versions of pytest have as an object.
+        item.config.stash[subtests.failed_subtests_key][getattr(item, "id", item.nodeid)] += 1

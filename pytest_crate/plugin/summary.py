@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_crate.errors import CrateError
+
+if TYPE_CHECKING:
+    from pytest_crate.report.record import TestRecord
 
 
 class Summary:
@@ -14,7 +19,11 @@ class Summary:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self._outcomes: dict[str, str] = {}
-        self._data: list[tuple[str, str, dict[str, Any]]] = []
+        self._records: list[TestRecord] = []
+        self._specs: dict[str, dict[str, Any]] = {}
+        self._host: dict[str, Any] = {}
+        self._header = ""
+        self._report_line: tuple[str, bool] | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # Only what comes with crates is looked at twice: without crates this must cost nothing.
@@ -26,38 +35,60 @@ class Summary:
         data = getattr(report, "crate", None)
         if data is not None:
             outcome = "error" if report.failed and earlier in ("passed", "xpassed") else earlier
-            self._data.append((report.nodeid, outcome, data))
+            self._add(report.nodeid, outcome, data)
+
+    def _add(self, nodeid: str, outcome: str, data: dict[str, Any]) -> None:
+        from pytest_crate.report.record import TestRecord
+
+        self._host, self._header = data["host"], data["header"]
+        # Thousands of tests share a few specs: one copy of each is kept.
+        spec = self._specs.setdefault(repr(data["spec"]), data["spec"])
+        self._records.append(TestRecord.from_json({**data, "spec": spec, "nodeid": nodeid, "outcome": outcome}))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the JSON report, before the summary tells where it is."""
+        path = self.config.getoption("crate_report")
+        if path is None or self.config.getoption("collectonly"):
+            return
+        from pytest_crate.report.document import json_report, write_report
+
+        try:
+            write_report(path, json_report(self._host, self._records))
+        except CrateError as error:
+            # What asked for the report, a CI job for instance, must not take the run for a success.
+            self._report_line = (str(error), False)
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        else:
+            self._report_line = (f"crate report: {path}", True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        path = self.config.getoption("crate_report")
-        if not self._data and path is None:
-            return
-        from pytest_crate.report.document import json_report, write_report
-        from pytest_crate.report.record import TestRecord
+        if self._records:
+            self._print_table(terminalreporter)
+        if self._report_line is not None:
+            line, written = self._report_line
+            terminalreporter.write_line(line, **({} if written else {"red": True, "bold": True}))
+
+    def _print_table(self, terminalreporter: pytest.TerminalReporter) -> None:
         from pytest_crate.report.table import summary
 
-        records = [
-            TestRecord.from_json({**data, "nodeid": nodeid, "outcome": outcome}) for nodeid, outcome, data in self._data
-        ]
-        if records:
-            terminalreporter.section("crates")
-            if self.config.getoption("numprocesses", None):
-                terminalreporter.write_line(self._data[0][2]["header"])
-            lines = summary(
-                records,
-                top=self.config.getoption("crate_top"),
-                width=terminalreporter.screen_width if hasattr(terminalreporter, "screen_width") else 80,
-                ascii_only=not _encodes(terminalreporter, "█…"),
-            )
-            for line in lines:
-                for text, markup in line:
-                    terminalreporter.write(text, **markup)
-                terminalreporter.line("")
-        if path is not None:
-            host = self._data[0][2]["host"] if self._data else {}
-            write_report(path, json_report(host, records))
-            terminalreporter.write_line(f"crate report: {path}")
+        terminalreporter.section("crates")
+        if self.config.getoption("numprocesses", None):
+            # The workers' headers are not shown.
+            terminalreporter.write_line(self._header)
+        writer = self.config.get_terminal_writer()
+        lines = summary(
+            self._records,
+            top=self.config.getoption("crate_top"),
+            width=writer.fullwidth,
+            ascii_only=not _can_write("█…"),
+        )
+        for line in lines:
+            for text, markup in line:
+                terminalreporter.write(text, **markup)
+            terminalreporter.line("")
 
 
 def _outcome(report: pytest.TestReport) -> str:
@@ -69,8 +100,9 @@ def _outcome(report: pytest.TestReport) -> str:
     return "failed" if report.when == "call" else "error"
 
 
-def _encodes(terminalreporter: pytest.TerminalReporter, text: str) -> bool:
-    encoding = getattr(terminalreporter._tw._file, "encoding", None) or sys.getdefaultencoding()  # noqa: SLF001
+def _can_write(text: str) -> bool:
+    # pytest's terminal writer keeps a copy of this stream, with its encoding.
+    encoding = getattr(sys.__stdout__, "encoding", None) or "ascii"
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):

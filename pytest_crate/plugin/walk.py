@@ -3,7 +3,8 @@
 Theory of operation. At the item's own set-up step pytest sets up the wider fixtures itself, forks
 into a fresh crate, and both go on through the same protocol. The *child* does everything for real
 and sends each report, over a pipe, to the *mirror*: pytest itself, which waits in each phase for
-the child's report and returns that one as its own. What the child can no longer say, because it was
+the child's report and returns that one as its own. They walk in step: the child begins a phase when
+the mirror does, because both write to one terminal and one file of captured output. What the child can no longer say, because it was
 killed, timed out or went over a limit, the mirror says in its place, always as a failure.
 """
 
@@ -90,6 +91,8 @@ class Walk:
         self._body = 0
         self._pidfd = -1
         self._channel = -1
+        self._step = -1
+        self._awaited = -1
         self._stacks_fd = -1
         self._stacks = bytearray()
         self._frames = wire.FrameReader()
@@ -121,8 +124,14 @@ class Walk:
             self.end()
 
     def phase_starts(self, phase: Phase) -> None:
-        """Note that a phase's hook is called."""
+        """Note that a phase's hook is called: in the child not before it is called in the mirror, too."""
         self._phase, self._phase_over = phase, False
+        if phase == "setup":
+            return  # there is no child yet
+        if self.in_child:
+            self._await_mirror()
+        elif self._step >= 0:
+            os.write(self._step, b".")
 
     def phase_ends(self) -> None:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
@@ -139,6 +148,8 @@ class Walk:
             return
         self._sandbox = sandbox
         self._channel, sending = os.pipe2(os.O_CLOEXEC)
+        # The mirror keeps both ends, so that writing is no error when the child has gone.
+        self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
         here = os.getcwd()
         _flush(self.item.config)
@@ -169,6 +180,7 @@ class Walk:
         try:
             os.close(self._channel)
             os.close(self._stacks_fd)
+            os.close(self._step)
             self._channel = sending
             status = os.fstat(sending)
             self._identity = (status.st_dev, status.st_ino)
@@ -206,6 +218,12 @@ class Walk:
             if (status.st_dev, status.st_ino) != self._identity:
                 os._exit(_EXIT_CLOSED)
             wire.write_frame(self._channel, message)
+        except OSError:
+            os._exit(_EXIT_CLOSED)
+
+    def _await_mirror(self) -> None:
+        try:
+            os.read(self._awaited, 1)
         except OSError:
             os._exit(_EXIT_CLOSED)
 
@@ -322,7 +340,9 @@ class Walk:
                 transfer.show_warning(warning)
             if "logged" in message:
                 report = transfer.unpack_report(self.item.config, message["logged"])
-                self.item.ihook.pytest_runtest_logreport(report=report)
+                private.count_failed_subtest(self.item, report)
+                with private.capture_suspended(self.item.config):
+                    self.item.ihook.pytest_runtest_logreport(report=report)
                 if self._left() == 0:  # a body that reports subtests without end
                     self._time_out()
             elif "stop" in message:
@@ -519,9 +539,9 @@ class Walk:
                 exit=self._exit,
             )
         finally:
-            for descriptor in (self._channel, self._stacks_fd, self._pidfd):
+            for descriptor in (self._channel, self._step, self._awaited, self._stacks_fd, self._pidfd):
                 _close(descriptor)
-            self._channel = self._stacks_fd = self._pidfd = -1
+            self._channel = self._step = self._awaited = self._stacks_fd = self._pidfd = -1
 
 
 OWNER = pytest.StashKey[int]()

@@ -21,7 +21,8 @@ def failure_section(
     :param spec: what that crate was made from.
     :param stderr: what it wrote to standard error; the last :data:`STDERR_LINES` lines of at most
         :data:`STDERR_BYTES` bytes are shown, with control characters spelled out.
-    :param stacks: where its threads were when the timeout came, or it crashed; the first :data:`STACK_LINES` lines are shown.
+    :param stacks: where its threads were when the timeout came, or it crashed; the first
+        :data:`STACK_LINES` lines are shown.
     """
     usage = crate.usage
     lines = [failure_message(limit, spec, usage) for limit in crate.exceeded]

@@ -14,15 +14,11 @@ from pytest_crate.kernel.host import Host, Row, probe_host
 from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
 from pytest_crate.sandbox.sandbox import Engine
-from pytest_crate.spec import CrateSpec
+from pytest_crate.spec import UNLIMITED, CrateSpec, Layer, build_spec
 
 _WHOLE = "a whole crate"
 _HOSTNAME = "crate-doctor"
-_LIMITS: Mapping[str, tuple[str, int]] = {
-    "memory": ("memory_bytes", 256 << 20),
-    "cpus": ("cpu_quota_usec", 20_000),
-    "pids": ("pids", 32),
-}
+_LIMITS: Mapping[str, str | float] = {"memory": "256m", "cpus": 0.2, "pids": 32}
 # Three periods' worth of CPU time, so that the limit has to hold it back.
 _SCRIPT = """
 import socket, time
@@ -87,9 +83,9 @@ def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
 
 def _spec(limits: frozenset[str]) -> CrateSpec:
     """Return a spec that asks for what can be enforced; the lack of the rest has a row of its own."""
-    wanted = {key: _LIMITS[key] for key in _LIMITS if key in limits}
-    values = {"pids": None, **dict(wanted.values())}
-    return CrateSpec(hostname=_HOSTNAME, timeout_usec=round(_PATIENCE_SEC * 1e6), asked=frozenset(wanted), **values)
+    wanted = {key: value for key, value in _LIMITS.items() if key in limits}
+    values = {"pids": UNLIMITED, "timeout": _PATIENCE_SEC, "hostname": _HOSTNAME} | wanted
+    return build_spec([Layer(origin="the doctor", values=values)])
 
 
 def _fault(done: CompletedRun, spec: CrateSpec) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pytest_crate.sandbox.rootfs import HostView, MountPoint, is_at_or_below, parse_mountinfo
 
-
 # Directories that hold the system's programs and libraries: never laid over an image's.
 _SYSTEM = frozenset(
     "/ /bin /etc /lib /lib64 /sbin /usr /usr/bin /usr/lib /usr/lib64 /usr/local /usr/local/bin /usr/local/lib "

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -380,8 +381,10 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             if program.terminal:
                 with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            os.closerange(3, failing)
-            os.closerange(failing + 1, 1 << 20)
+            # Both are close-on-exec; the namespace is entered on the way there.
+            needed = {failing} if entry.user_namespace is None else {failing, entry.user_namespace}
+            for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
+                os.closerange(below + 1, above)
             # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
             for number in _IGNORED:
                 signal.signal(number, signal.SIG_DFL)

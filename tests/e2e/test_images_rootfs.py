@@ -8,15 +8,18 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pytest_crate.errors import ImageError
 from pytest_crate.images.compression import LayerStream
 from pytest_crate.images.rootfs import Contents, ExtractLimits, RootfsBuilder
 from pytest_crate.images.tree import remove_tree
+from pytest_crate.kernel import libc
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners, and being another user, take root")
 
@@ -36,15 +39,12 @@ def directory() -> Iterator[Path]:
     os.close(descriptor)
 
 
-def as_nobody(function: Callable[[], None]) -> None:
-    """Run a function in a child without root's powers, which fails if the function does."""
+def in_child(function: Callable[[], None]) -> None:
+    """Run a function in a child, which fails if the function does."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
             function()
             status = 0
         except BaseException as error:  # noqa: BLE001 - reported, and nothing of pytest's may run on in the child
@@ -173,7 +173,15 @@ def test_as_a_user_everything_is_the_users_and_otherwise_the_same(archive: Path,
     copy = directory / "all.tar.gz"
     shutil.copy(archive, copy)
     copy.chmod(0o644)
-    as_nobody(lambda: check_users_extraction(copy, directory / "root"))
+
+    def extract_as_nobody() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        contents = extract(copy, directory / "root", keep_owners=False)
+        assert (contents.devices_skipped, contents.xattrs_skipped) == (1, 1)
+
+    in_child(extract_as_nobody)
     found = snapshot(directory / "root")
     tree = snapshot(archive.with_name("tree"))
     del tree[b"run/null"]
@@ -184,11 +192,6 @@ def test_as_a_user_everything_is_the_users_and_otherwise_the_same(archive: Path,
         name: (entry[0], *entry[3:5]) for name, entry in tree.items() if name not in (b".", b"run")
     }
     assert {entry[5] for entry in found.values()} == {()}
-
-
-def check_users_extraction(archive: Path, root: Path) -> None:
-    contents = extract(archive, root, keep_owners=False)
-    assert (contents.devices_skipped, contents.xattrs_skipped) == (1, 1)
 
 
 @pytest.mark.parametrize("keep_owners", [True, False])
@@ -216,3 +219,21 @@ def test_no_limit_of_the_umask_reaches_the_image(archive: Path, tmp_path: Path) 
     found, tree = snapshot(tmp_path / "root"), snapshot(tmp_path / "tree")
     del tree[b"run/null"]
     assert {name: entry[0] for name, entry in found.items()} == {name: entry[0] for name, entry in tree.items()}
+
+
+def test_an_owner_that_the_user_namespace_has_not_is_an_error(archive: Path, tmp_path: Path) -> None:
+    """Owners that can't be kept are not dropped in silence: the entry is named."""
+
+    def extract_in_user_namespace() -> None:
+        libc.unshare("be root in a user namespace", libc.CLONE_NEWUSER)
+        Path("/proc/self/uid_map").write_text("0 0 1")
+        with pytest.raises(ImageError, match=r"cannot extract .*: Invalid argument \(errno 22\)"):
+            extract(archive, tmp_path / "files", keep_owners=True)
+        with tarfile.open(tmp_path / "dirs.tar", "w") as tar:
+            entry = tarfile.TarInfo("etc")
+            entry.type, entry.uid = tarfile.DIRTYPE, 5
+            tar.addfile(entry)
+        with pytest.raises(ImageError, match=r"cannot complete 'etc' in .*: Invalid argument \(errno 22\)"):
+            extract(tmp_path / "dirs.tar", tmp_path / "dirs", keep_owners=True)
+
+    in_child(extract_in_user_namespace)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import pytest
 
 from pytest_crate.errors import ImageError
-from pytest_crate.images import Image, ImageStore
+from pytest_crate.images import Image, ImageStore, resolve_reference
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
 
@@ -200,6 +200,9 @@ def test_a_user_without_permission_is_told_what_is_denied(directory: Path) -> No
 
     assert run(use(secret), user=NOBODY) == (
         f"ImageError: image 'img': cannot read it: {secret}: Permission denied (errno 13)"
+    )
+    assert run(lambda: resolve_reference(str(secret), names={}, directory="/"), user=NOBODY) == (
+        f"ImageError: image '{secret}': {secret}: Permission denied"
     )
     denied = f"ImageError: image 'img': cannot keep it in the store {store}: {store}/v1-uid{NOBODY}: Permission denied"
     assert run(use(public), user=NOBODY).startswith(denied)

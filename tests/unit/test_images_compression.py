@@ -119,6 +119,15 @@ def test_padding_after_xz_streams_is_passed_over() -> None:
     assert read_to_end(layer(stored)) == PLAIN + b"tail"
 
 
+@pytest.mark.parametrize("rest", [b"\0" * 100_000, b"garbage" * 20_000])
+def test_what_follows_bz2_data_counts_for_the_digest(rest: bytes) -> None:
+    """bzip2(1) ignores what follows the data; another file it is nevertheless."""
+    stored = bz2.compress(PLAIN) + rest
+    stream = layer(stored)
+    assert read_to_end(stream) == PLAIN
+    assert stream.digest() == f"sha256:{hashlib.sha256(stored).hexdigest()}"
+
+
 def test_an_xz_file_can_not_ask_for_gigabytes_of_memory() -> None:
     """A dictionary of 1 GiB, which only its header claims, is refused."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}]

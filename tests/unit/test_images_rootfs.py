@@ -212,6 +212,44 @@ def test_a_later_entry_replaces_an_earlier_one(root: Path) -> None:
     assert stat.S_IMODE((root / "dir-dir").stat().st_mode) == 0o711
 
 
+def test_hard_links_replace_and_may_name_themselves(root: Path) -> None:
+    """A hard link takes the place of another file; one to itself, or to what it is already, changes nothing."""
+    extract(
+        root,
+        archive(
+            member("a", b"a"),
+            member("b", b"b"),
+            hardlink("b", "a"),
+            hardlink("b", "a"),
+            hardlink("a", "a"),
+            symlink("s", "a"),
+            hardlink("t", "s"),
+        ),
+    )
+    assert (root / "b").read_bytes() == b"a"
+    assert (root / "a").stat().st_nlink == 2
+    assert os.readlink(root / "t") == "a"
+    assert (root / "t").lstat().st_ino == (root / "s").lstat().st_ino
+
+
+def test_a_replaced_directorys_mode_reaches_nothing_else(root: Path) -> None:
+    """A directory's mode, set at the end, is not given to what its name has come to mean."""
+    extract(
+        root,
+        archive(
+            directory("b"),
+            directory("b/sub", 0o711),
+            directory("a"),
+            directory("a/sub", 0o777),
+            symlink("a", "b"),
+            directory("c/d", 0o777),
+            member("c", b"x", mode=0o600),
+        ),
+    )
+    assert stat.S_IMODE((root / "b/sub").stat().st_mode) == 0o711
+    assert stat.S_IMODE((root / "c").stat().st_mode) == 0o600
+
+
 def test_layers_add_up(root: Path) -> None:
     """An upper layer's entries replace and extend a lower one's, below directories whose final mode shuts us out."""
     extract(
@@ -255,6 +293,13 @@ def test_overlay_and_foreign_xattrs_are_left_out(root: Path) -> None:
         pytest.skip("this file system has no user xattrs")
     assert [name for name in found if name != "security.selinux"] == ["user.kept"]
     assert contents.xattrs_skipped == 3
+
+
+def test_an_xattr_that_the_kernel_refuses_is_left_out(root: Path) -> None:
+    """A user attribute on a FIFO, which xattr(7) rules out, is counted, not an error."""
+    info, data = member("pipe", kind=tarfile.FIFOTYPE)
+    info.pax_headers = {"SCHILY.xattr.user.note": "x"}
+    assert extract(root, archive((info, data))).xattrs_skipped == 1
 
 
 def test_a_sparse_file_keeps_its_size(root: Path) -> None:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import filelock
 import pytest
 
-from pytest_crate.errors import ImageError
+from pytest_crate.errors import ImageError, SandboxError
 from pytest_crate.images import ArchiveFile, ExtractLimits, Image, ImageStore, default_store_root
 from pytest_crate.images.ownership import current_ownership
 
@@ -307,6 +307,31 @@ def test_the_default_store_is_where_caches_belong() -> None:
     assert default_store_root({"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == "/h/.cache/pytest-crate"
     assert default_store_root({"HOME": "/h"}) == "/h/.cache/pytest-crate"
     assert default_store_root({}).endswith("/.cache/pytest-crate")
+
+
+def test_without_any_home_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user of a number that has no name has no home directory."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(ImageError, match="set XDG_CACHE_HOME"):
+        default_store_root({})
+
+
+def test_an_image_that_does_not_reach_the_disk_is_not_kept(
+    store: ImageStore, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of syncfs(2) is one of the store's, and the image is not there."""
+
+    def fail(step: str, name: str, *args: object, path: str = "") -> int:
+        raise SandboxError(step, syscall=name, path="rootfs", errno=5)
+
+    monkeypatch.setattr("pytest_crate.kernel.libc.libc_call", fail)
+    with pytest.raises(ImageError, match=r"cannot keep it .*: syncfs\(rootfs\): Input/output error \(errno 5\)"):
+        store.open(str(image_file), "img")
+    assert (listing(tmp_path, "images"), listing(tmp_path, "staging")) == ([], [])
 
 
 def test_an_archive_file_knows_itself_by_more_than_its_name(image_file: Path) -> None:

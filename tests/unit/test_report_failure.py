@@ -78,7 +78,7 @@ def test_a_failure_near_a_limit_has_a_note() -> None:
 
 def test_long_output_is_bounded() -> None:
     """Of stderr the last lines are shown, of stacks the first, and each says that there is more."""
-    crate = CrateResult(name="body", usage=Usage())
+    crate = CrateResult(name="body", usage=Usage(), exit=Exit(signal=11))
     text = failure_section(
         crate,
         CrateSpec(),
@@ -90,7 +90,7 @@ def test_long_output_is_bounded() -> None:
     assert lines[start + 1] == f"  err {500 - STDERR_LINES}"
     assert lines[start + STDERR_LINES : start + STDERR_LINES + 3] == [
         "  err 499",
-        "stacks at the timeout:",
+        "stacks at the end:",
         "  frame 0",
     ]
     assert lines[-2:] == [f"  frame {STACK_LINES - 1}", f"  ({500 - STACK_LINES} lines left out)"]
