@@ -141,11 +141,14 @@ def alpine_images() -> list[Path]:
 
 
 _TABLE = pytest.StashKey[HostTable]()
+_CACHE = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(name, ...): skip where the host lacks one of these (tests/conftest.py)")
     config.stash[_TABLE] = HostTable()
+    # Looked up now: many a test sets another HOME.
+    config.stash[_CACHE] = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pytest-crate-tests"
 
 
 def _demand(config: pytest.Config, *names: str) -> None:
@@ -184,10 +187,10 @@ def alpine_image(needs: Callable[..., None]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian_image(needs: Callable[..., None]) -> Path:
+def debian_image(needs: Callable[..., None], pytestconfig: pytest.Config) -> Path:
     """A real Debian root filesystem, made by mmdebstrap once per machine and kept in the user's cache."""
     suite, variant = "bookworm", "minbase"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pytest-crate-tests"
+    cache = pytestconfig.stash[_CACHE]
     image = cache / f"debian-{suite}-{variant}.tar"
     cache.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{image}.lock"):

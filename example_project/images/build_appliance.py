@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import io
 import os
 import re
@@ -41,7 +42,7 @@ def contents() -> dict[str, bytes]:
 
 
 def build(image: Path) -> None:
-    """Write the image; the same host gives the same bytes, so that it is extracted only once."""
+    """Write the image. The same host gives the same bytes; then the file stays as it is, and is extracted only once."""
     files = contents()
     directories = {"dev", "proc", "sys", "tmp", "root", "run", "var/tmp"}
     directories |= {str(parent) for path in [*files, "var/tmp"] for parent in Path(path).parents} - {"."}
@@ -57,7 +58,10 @@ def build(image: Path) -> None:
             member.size = len(data)
             member.mode = 0o644 if path.startswith("etc/") else 0o755
             archive.addfile(member, io.BytesIO(data))
-    partial.replace(image)
+    if image.exists() and filecmp.cmp(partial, image, shallow=False):
+        partial.unlink()
+    else:
+        partial.replace(image)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pytest_crate.sandbox.program import CratePopen, CrateSandbox
 from pytest_crate.sandbox.sandbox import Sandbox
 from pytest_crate.sandbox.terminal import open_terminal
 
-GRACE_SEC = 3.0
+GRACE_SEC = 2.0
 """How long a program has to end after SIGTERM or SIGHUP, until its crate is killed."""
 
 # A terminal sends these to a whole process group: the program's children are to get them as well.

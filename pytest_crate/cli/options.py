@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping
 
+from pytest_crate.errors import ImageError, one_of
 from pytest_crate.images import ImageStore, default_store_root, read_image_names, resolve_reference
 from pytest_crate.spec import CrateSpec, Layer, build_spec
 
@@ -95,8 +96,12 @@ def find_image(reference: str, directory: str) -> tuple[str, str]:
     :raises SpecError: pyproject.toml can't be read.
     """
     names = read_image_names(os.path.join(directory, "pyproject.toml"))
-    if reference not in names and os.path.exists(os.path.join(directory, reference)):
-        reference = os.path.join(directory, reference)
+    if reference not in names:
+        path = os.path.join(directory, os.path.expanduser(reference))
+        if not os.path.exists(path):
+            known = f"names are {one_of(sorted(names))}" if names else "it names no images"
+            raise ImageError(reference, f"there is no {path}, and no such name in ./pyproject.toml ({known})")
+        reference = path
     return reference, resolve_reference(reference, names=names, directory=directory)
 
 

@@ -18,6 +18,13 @@ class Parser(argparse.ArgumentParser):
         self.failure_status = failure_status
         self.set_defaults(failure_status=failure_status, prog=self.prog)
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse all arguments: what a command's own parser doesn't know is that command's failure."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit."""
         self.print_usage(sys.stderr)
@@ -25,5 +32,5 @@ class Parser(argparse.ArgumentParser):
 
 
 # What add_subparsers() returns has no public name, and can't be subscripted when the program runs.
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001
 """What the parsers of commands are added to."""

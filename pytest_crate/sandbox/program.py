@@ -420,7 +420,9 @@ class CrateSandbox:
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
         if self._sandbox.root < 0:
             raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
-        return libc.open_in_root("open a file in the crate", self._sandbox.root, os.fspath(path), flags, 0o644)
+        # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
+        mode = 0o644 if flags & os.O_CREAT else 0
+        return libc.open_in_root("open a file in the crate", self._sandbox.root, os.fspath(path), flags, mode)
 
     def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
         """Return a file's contents. Symlinks are resolved inside the crate.

@@ -128,7 +128,6 @@ def _mounts(spec: CrateSpec) -> Iterator[Operation]:
 
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     covers = {**TEMPORARY, **dict.fromkeys(view.homes, 0o755)}
-    covers = {path: covers[path] for path in outermost(covers)}
     kept, links = _kept(view)
     revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
     yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)

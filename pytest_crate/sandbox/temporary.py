@@ -75,17 +75,19 @@ def _entries(directory: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def unix_sockets(paths: Iterable[str]) -> tuple[str, ...]:
     """Return the unix sockets among and below the paths; only so many entries are looked at."""
-    return tuple(place for path in paths for place in _sockets_below(path))
-
-
-def _sockets_below(path: str) -> Iterator[str]:
-    # Not os.walk(): before Python 3.12 it recurses, and a test may have nested directories deeper than that allows.
-    queue = [path]
-    for place in queue:
-        # Gone meanwhile, not the user's to read, or nested too deep to be named (ENAMETOOLONG).
-        with contextlib.suppress(OSError):
-            mode = os.lstat(place).st_mode
-            if stat.S_ISSOCK(mode):
-                yield place
-            elif stat.S_ISDIR(mode) and len(queue) <= _MAX_SOCKET_SEARCH:
-                queue += (os.path.join(place, name) for name in os.listdir(place))
+    found: list[str] = []
+    for path in paths:
+        pending = [path]
+        seen = 0
+        while pending and seen < _MAX_SOCKET_SEARCH:
+            place = pending.pop()
+            seen += 1
+            # Other programs' entries may go, or be closed to the user, at any moment.
+            with contextlib.suppress(OSError):
+                mode = os.lstat(place).st_mode
+                if stat.S_ISSOCK(mode):
+                    found.append(place)
+                elif stat.S_ISDIR(mode):
+                    with os.scandir(place) as entries:
+                        pending += [entry.path for entry in entries if not entry.is_symlink() and not entry.is_file()]
+    return tuple(found)

@@ -83,9 +83,10 @@ SUITE = """
         assert listing.stdout == "/ETC\\n"
 
     def test_own_python_on_the_image():
-        script = "import ctypes, json, sqlite3, ssl; print(open('/etc/os-release').read())"
+        script = "import json, subprocess; print(open('/etc/os-release').read())"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stderr == ""
+        assert done.returncode == 0
         assert f'ID={{NAME}}\\n' in done.stdout
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -117,7 +118,7 @@ def test_bodies_and_programs(run_crated: RunCrated, image: Path, pytester: pytes
     source = SUITE.format(image=str(image), name=image.name.partition("-")[0])
     run = run_crated(source, "-o", "tmp_path_retention_policy=all")
     assert run.all_passed()
-    kept = list((pytester.path / "runpytest-0").glob("test_writes_are_private*/kept"))
+    kept = list((pytester.path / "runpytest-0").glob("test_writes_are_private_?_0/kept"))
     assert [path.read_text() for path in kept] == ["kept", "kept"]
 
 

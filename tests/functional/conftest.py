@@ -30,7 +30,9 @@ def pytest_runtest_logreport(report):
         "wasxfail": getattr(report, "wasxfail", None),
         "longrepr": report.longreprtext,
         "sections": [list(section) for section in report.sections],
-        "properties": [[name, repr(value)] for name, value in report.user_properties],
+        "properties": [
+            [name, repr(value)] for name, value in report.user_properties if not name.startswith("crate.")
+        ],
         "location": list(report.location),
         "keywords": sorted(report.keywords),
         "kind": type(report).__name__,
@@ -49,7 +51,10 @@ _VARYING = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0xADDRESS"),
     (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
     (re.compile(r"runpytest-\d+"), "runpytest-N"),
-    (re.compile(r"--crate-all ?"), ""),
+    # A KeyboardInterrupt is raised once more where pytest waits for the crate.
+    (re.compile(r"^\S+\.py:\d+: KeyboardInterrupt$", re.MULTILINE), "SOMEWHERE: KeyboardInterrupt"),
+    # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.
+    (re.compile(r"(\+ Exception Group Traceback \(most recent call last\):\n)(?:  \|  .*\n)+"), "\\1"),
     (re.compile(r"\b(plain|crated)\.(xml|json|cache)\b"), "WAY.\\2"),
 )
 
@@ -86,17 +91,21 @@ class InnerRun:
     def outcomes(self) -> dict[str, int]:
         return {name: count for name, count in self.result.parseoutcomes().items() if name != "crates"}
 
-    def printed(self) -> list[str]:
+    def printed(self, other: InnerRun | None = None) -> list[str]:
         """Return the lines on the terminal, without what crates add: header line, table."""
+        # A failure that isn't a Python traceback (a doctest's, a missing fixture's) crosses from a crate as text, as it
+        # does from an xdist worker; the short summary then shows its first line.
+        bare = set() if other is None else {line for line in other.printed() if line.startswith(("FAILED ", "ERROR "))}
         lines: list[str] = []
         in_table = False
         for line in self.result.outlines:
-            if line.startswith("==="):
+            if line.startswith(("===", "!!!", "---")):
                 in_table = line.strip("=") == " crates "
             if not in_table and not line.startswith(("crate: ", "cachedir: ")):
-                # The width of the last line's rules depends on the time in it.
-                plain = without_varying(line)
-                lines.append(re.sub(r"^=+|=+$", "==", plain) if line.startswith("=") else plain)
+                # The width of a rule depends on the time or the path in it.
+                lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", without_varying(line)))
+                if lines[-1].partition(" - ")[0] in bare:
+                    lines[-1] = lines[-1].partition(" - ")[0]
         return lines
 
 
@@ -141,13 +150,19 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def _junit(path: Path) -> list[Any]:
     """Return the suite's own properties and its test cases as plain data, without times and crates' properties."""
-    return [_element(element) for element in ET.parse(path).iter() if element.tag in ("testcase", "properties")]
+    tree = ET.parse(path)
+    for holder in tree.findall(".//properties/.."):
+        (properties,) = holder.findall("properties")
+        for each in [each for each in properties if each.attrib["name"].startswith("crate.")]:
+            properties.remove(each)
+        if not len(properties):
+            holder.remove(properties)
+    return [_element(element) for element in (*tree.findall("./testsuite/properties"), *tree.iter("testcase"))]
 
 
 def _element(element: ET.Element) -> Any:
     attributes = {name: without_varying(value) for name, value in element.attrib.items() if name != "time"}
-    children = [_element(child) for child in element if not child.get("name", "").startswith("crate.")]
-    return [element.tag, attributes, without_varying((element.text or "").strip()), children]
+    return [element.tag, attributes, without_varying((element.text or "").strip()), [_element(each) for each in element]]
 
 
 BothWays = Callable[..., InnerRun]
@@ -170,7 +185,7 @@ def both_ways(run_inner: RunInner) -> BothWays:
         differences = [
             *_differences("reports", _pretty(plain.reports), _pretty(crates.reports)),
             *_differences("JUnit XML", _pretty(plain.junit), _pretty(crates.junit)),
-            *(_differences("terminal", plain.printed(), crates.printed()) if printed else ()),
+            *(_differences("terminal", plain.printed(), crates.printed(plain)) if printed else ()),
         ]
         if differences:
             pytest.fail("\n".join(differences), pytrace=False)

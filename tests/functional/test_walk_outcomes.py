@@ -255,10 +255,6 @@ def test_wider_fixtures_fail(pytester: pytest.Pytester, both_ways: BothWays) -> 
         @pytest.fixture
         def inner():
             print("inner up"); yield; print("inner down")
-        @pytest.fixture
-        def inner_down_fails():
-            yield
-            raise KeyError("inner")
 
         def test_a(up_fails): pass
         def test_b(up_fails, inner): pass
@@ -266,20 +262,41 @@ def test_wider_fixtures_fail(pytester: pytest.Pytester, both_ways: BothWays) -> 
         class TestClass:
             def test_d(self, class_down_fails, inner): pass
             def test_e(self, class_down_fails, inner): assert 0
-        class TestOther:
-            def test_f(self, class_down_fails, inner_down_fails): pass
         class TestPasses:
             def test_g(self, class_down_fails, inner): pass
         def test_last(down_fails, inner): print("body")
         """
     )
     run = both_ways("-rA", "-v")
-    assert run.outcomes()["errors"] == 6
+    assert run.outcomes()["errors"] == 5
     assert run.of("test_last", "teardown")["sections"] == [
         ["Captured stdout setup", "inner up\n"],
         ["Captured stdout call", "body\n"],
         ["Captured stdout teardown", "inner down\nstopping\n"],
     ]
+
+
+def test_inner_and_wider_teardown_fail(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A function fixture and a wider one that both fail in tear-down are both told of."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="class")
+        def wider():
+            yield
+            raise OSError("wider")
+        @pytest.fixture
+        def inner():
+            yield
+            raise KeyError("inner")
+        class TestIt:
+            def test_it(self, wider, inner): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"passed": 1, "errors": 1}
+    assert "OSError: wider" in run.text
+    assert "KeyError: 'inner'" in run.text
 
 
 def test_classes_and_modules(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -290,9 +307,9 @@ def test_classes_and_modules(pytester: pytest.Pytester, both_ways: BothWays) -> 
         trail = []
         def setup_module(module): trail.append("module")
         def teardown_module(module): print("module down", trail)
-        def setup_function(function): trail.append(function.__name__)
-        def teardown_function(function): assert trail[-1] == function.__name__
-        def test_function(): assert trail == ["module", "test_function"]
+        def setup_function(function): function.state = "up"
+        def teardown_function(function): assert function.state == "used"
+        def test_function(): assert trail == ["module"]; test_function.state = "used"
         class TestMethods:
             @classmethod
             def setup_class(cls): cls.shared = ["class"]

@@ -1,0 +1,285 @@
+"""What crates leave behind: nothing, however a test, or pytest itself, ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from pytest_crate.kernel import cgroup
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import RunCrated
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+MIB = 1 << 20
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 15) -> bool:
+    """Tell whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return held
+
+
+def processes_with(argument: str) -> list[psutil.Process]:
+    """Return the processes that have an argument on their command line, whatever namespace they are in."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if argument in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_daemon_ends_with_its_test(run_crated: RunCrated) -> None:
+    """A daemon, forked twice and in a session of its own, runs beside its test, which passes, and is gone afterwards;
+    likewise one that a driven program leaves behind."""
+    seconds = f"{1000 + os.getpid()}"
+    run = run_crated(f"""
+        import os, subprocess
+        import psutil
+        import pytest
+
+        pytestmark = pytest.mark.crate
+
+        def daemons():
+            return [process.pid for process in psutil.process_iter() if process.name() == "sleep"]
+
+        @pytest.fixture(autouse=True, scope="module")
+        def outside():
+            yield
+            assert "{seconds}" not in [word for process in psutil.process_iter() for word in process.cmdline()]
+
+        def test_daemon():
+            reading, writing = os.pipe()
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.set_inheritable(writing, True)
+                    os.execlp("sleep", "sleep", "{seconds}")
+                os._exit(0)
+            os.close(writing)
+            os.wait()
+            (daemon,) = [process for process in psutil.process_iter() if process.ppid() == 1 and process.pid != os.getpid()]
+            assert daemon.is_running()
+
+        def test_next_sees_none():
+            assert daemons() == []
+
+        def test_daemon_of_a_program(crate_sandbox):
+            crate_sandbox.run(["sh", "-c", "setsid sleep {seconds} >/dev/null 2>&1 &"], check=True)
+            assert "sleep" in [process.name() for process in crate_sandbox.processes()]
+    """)
+    assert run.all_passed()
+    assert processes_with(seconds) == []
+
+
+def test_timeout(run_crated: RunCrated) -> None:
+    """A test that hangs and ignores SIGTERM is killed within 3 s of its timeout, with the stacks of its threads in the
+    report; what it has started is gone, and the next test runs."""
+    seconds = f"{1000 + os.getpid()}"
+    run = run_crated(f"""
+        import signal, subprocess, threading, time
+        import pytest
+
+        def waits_in_a_thread():
+            threading.Event().wait()
+
+        def waits_in_the_body():
+            while True:
+                time.sleep(100)
+
+        @pytest.mark.crate(timeout=1)
+        def test_hangs():
+            for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+                signal.signal(number, signal.SIG_IGN)
+            subprocess.Popen(["sleep", "{seconds}"], start_new_session=True)
+            threading.Thread(target=waits_in_a_thread).start()
+            waits_in_the_body()
+
+        @pytest.mark.crate(timeout=1)
+        def test_hangs_with_signals_blocked():
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            waits_in_the_body()
+
+        @pytest.fixture
+        def late():
+            yield
+            time.sleep(100)
+
+        @pytest.mark.crate(timeout=1)
+        def test_teardown_hangs(late):
+            pass
+
+        @pytest.mark.crate(timeout=30)
+        def test_next():
+            pass
+    """)
+    outcomes = {name: test["outcome"] for name, test in run.tests.items()}
+    assert outcomes == {
+        "test_hangs": "failed",
+        "test_hangs_with_signals_blocked": "failed",
+        "test_teardown_hangs": "error",
+        "test_next": "passed",
+    }
+    for name in ("test_hangs", "test_hangs_with_signals_blocked", "test_teardown_hangs"):
+        assert run.crate(name)["exceeded"] == ["timeout"]
+        assert run.crate(name)["exit"] == {"code": None, "signal": signal.SIGKILL}
+        assert 1_000_000 <= (run.usage(name)["wall_usec"] or 0) < 4_000_000
+        assert re.search(rf"{name} - CrateFailed: timeout of 1 s exceeded", run.short_summary)
+    stacks = run.text.partition("_ test_hangs _")[2].partition("_ test_hangs_with_signals_blocked _")[0]
+    assert "stacks at the timeout:" in stacks
+    assert re.search(r"test_inner.py\", line \d+ in waits_in_a_thread\n", stacks)
+    assert re.search(r"test_inner.py\", line \d+ in waits_in_the_body\n", stacks)
+    assert re.search(r"test_inner.py\", line \d+ in test_hangs\n", stacks)
+    assert processes_with(seconds) == []
+
+
+SAMPLING = """
+    import gc, json, os
+    from pathlib import Path
+    import psutil
+
+    COUNT = 0
+    SAMPLES = {}
+
+    def pytest_runtest_logfinish(nodeid):
+        global COUNT
+        COUNT += 1
+        if COUNT in (100, 1000):
+            gc.collect()
+            own = psutil.Process()
+            (launcher,) = own.children()
+            SAMPLES[COUNT] = {
+                "rss": own.memory_info().rss,
+                "launcher_rss": launcher.memory_info().rss,
+                "files": len(os.listdir("/proc/self/fd")),
+                "launcher_files": len(os.listdir(f"/proc/{launcher.pid}/fd")),
+                "children": len(own.children(recursive=True)),
+                "mounts": Path("/proc/self/mountinfo").read_text().count("\\n"),
+                "cgroups": [
+                    path.name
+                    for top in {path.parent for path in Path("/sys/fs/cgroup").glob(f"**/pytest-crate-{launcher.pid}-*")}
+                    for path in top.glob(f"pytest-crate-{launcher.pid}-*/*")
+                    if path.is_dir()
+                ],
+            }
+
+    def pytest_sessionfinish():
+        Path("samples.json").write_text(json.dumps(SAMPLES))
+"""
+
+
+def test_thousand_crates(run_crated: RunCrated, pytester: pytest.Pytester) -> None:
+    """1,000 crates in one run: between the hundredth and the last, pytest's memory grows by less than 5 MiB, and its
+    descriptors, children, mounts and control groups by none."""
+    pytester.makeconftest(SAMPLING)
+    run = run_crated(
+        """
+        import pytest
+
+        @pytest.mark.crate
+        @pytest.mark.parametrize("number", range(1000))
+        def test_empty(number):
+            pass
+        """,
+        "-q",
+    )
+    assert run.all_passed()
+    assert len(run.tests) == 1000
+    samples = json.loads((pytester.path / "samples.json").read_text())
+    early, late = samples["100"], samples["1000"]
+    grown = {name: (late.pop(name) - early.pop(name)) / MIB for name in ("rss", "launcher_rss")}
+    print(f"growth from 100 to 1,000 crates in MiB: {grown}; the whole run took {run.result.duration:.1f} s")
+    assert grown["rss"] < 5
+    assert grown["launcher_rss"] < 1
+    assert early == late
+    assert late["cgroups"] == []
+
+
+class KilledRun:
+    """An inner pytest in the midst of a test that has started processes; about to lose one of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.argument = f"{10_000 + os.getpid()}"
+        self.directory = directory
+        (directory / "test_inner.py").write_text(
+            textwrap.dedent(f"""
+                import subprocess, time
+                import pytest
+
+                @pytest.mark.crate(mounts=["{directory}:/outside:rw"])
+                def test_killed():
+                    subprocess.Popen(["sleep", "{self.argument}"])
+                    subprocess.Popen(["sleep", "{self.argument}"], start_new_session=True)
+                    open("/outside/ready", "w").close()
+                    time.sleep(100)
+
+                @pytest.mark.crate
+                def test_next():
+                    pass
+            """)
+        )
+        self.command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={directory}/base"]
+        self.pytest = subprocess.Popen(self.command, cwd=directory, stdout=subprocess.PIPE, text=True)
+        assert eventually((directory / "ready").exists)
+        children = psutil.Process(self.pytest.pid).children()
+        (self.launcher,) = [child.pid for child in children if child.name() == "crate-launcher"]
+        self.processes = psutil.Process(self.pytest.pid).children(recursive=True)
+        run_name = cgroup.run_name(self.launcher)
+        self.cgroups = list(Path("/sys/fs/cgroup").glob(f"**/{run_name}"))
+        # launcher, init, body and the two that it started
+        assert len(self.processes) == 5
+        assert len(self.with_argument()) == 2
+        assert self.cgroups
+
+    def with_argument(self) -> list[psutil.Process]:
+        return processes_with(self.argument)
+
+    def none_runs(self) -> bool:
+        """Tell whether all its processes have ended; some may wait to be reaped."""
+        return self.with_argument() == [] and not any(map(is_running, self.processes))
+
+    def no_cgroup_left(self) -> bool:
+        return not any(path.exists() for path in self.cgroups)
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_sigkill_of_pytest_leaves_nothing(tmp_path: Path) -> None:
+    """When pytest is killed in the midst of a test, every process of the run ends, and its control groups go."""
+    run = KilledRun(tmp_path)
+    run.pytest.kill()
+    run.pytest.communicate()
+    assert eventually(run.none_runs)
+    assert eventually(run.no_cgroup_left)
+
+
+def test_sigkill_of_the_launcher_fails_the_test(tmp_path: Path) -> None:
+    """When the launcher is killed in the midst of a test, the test fails and says so, its processes end, the next test
+    gets a new launcher, and the control groups of the old one are removed."""
+    run = KilledRun(tmp_path)
+    os.kill(run.launcher, signal.SIGKILL)
+    output, _ = run.pytest.communicate(timeout=60)
+    assert run.none_runs()
+    assert re.search(r"FAILED test_inner.py::test_killed - .*launcher", output)
+    assert "1 failed, 1 passed" in output
+    assert run.no_cgroup_left()
