@@ -4,8 +4,9 @@ Theory of operation. At the item's own set-up step pytest sets up the wider fixt
 into a fresh crate, and both go on through the same protocol. The *child* does everything for real
 and sends each report, over a pipe, to the *mirror*: pytest itself, which waits in each phase for
 the child's report and returns that one as its own. They walk in step: the child begins a phase when
-the mirror does, because both write to one terminal and one file of captured output. What the child can no longer say, because it was
-killed, timed out or went over a limit, the mirror says in its place, always as a failure.
+the mirror does, because both write to one terminal and one file of captured output. What the child
+can no longer say, because it was killed, timed out or went over a limit, the mirror says in its
+place, always as a failure.
 """
 
 from __future__ import annotations
@@ -282,8 +283,17 @@ class Walk:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
-        self._wait_for_exit()
+        exit_ = self._wait_for_exit()
+        if "timeout" in self._exceeded:
+            self._collapsed.add("teardown")
+            self.end()
+            raise CrateFailed(self._limit_message(["timeout"]))
         self.end()
+        if exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
+            self._collapsed.add("teardown")
+            raise CrateFailed(
+                f"the test's process ended with {exit_} after its last report, instead of leaving by itself"
+            )
 
     def mirror_report(self, when: str) -> pytest.TestReport | None:
         """In the mirror: the child's report of a phase, a new copy at each call; None if it sent none."""
@@ -399,8 +409,7 @@ class Walk:
                 self._ended_early()
             if self._pidfd in ready:
                 # A grandchild may hold the channel open for ever; what the child wrote is in it already.
-                ready_now = select.select([self._channel], [], [], 0)[0]
-                if not ready_now:
+                if not _readable(self._channel, 0):
                     self._ended_early()
 
     def _read_stacks(self) -> bool:
@@ -470,7 +479,7 @@ class Walk:
             signal.pidfd_send_signal(self._pidfd, _STACKS_SIGNAL)
         end = time.monotonic() + _STACKS_WAIT_SECONDS
         while self._stacks_fd >= 0 and (left := end - time.monotonic()) > 0:
-            if not select.select([self._stacks_fd], [], [], left)[0] or not self._read_stacks():
+            if not _readable(self._stacks_fd, left) or not self._read_stacks():
                 break
             text = bytes(self._stacks[before:]).decode(errors="replace")
             head, separator, _ = text.partition("\n")
@@ -481,7 +490,7 @@ class Walk:
 
     def _stacks_left(self) -> str:
         """Return what the child's fault handler wrote before it ended."""
-        while self._stacks_fd >= 0 and select.select([self._stacks_fd], [], [], 0)[0]:
+        while self._stacks_fd >= 0 and _readable(self._stacks_fd, 0):
             if not self._read_stacks():
                 break
         return bytes(self._stacks).decode(errors="replace").rstrip()
@@ -491,7 +500,7 @@ class Walk:
         if self.result is not None:
             return self.result.exit
         if self._body:
-            while not select.select([self._pidfd], [], [], self._left())[0]:
+            while not _readable(self._pidfd, self._left()):
                 assert self._sandbox is not None
                 self._exceeded.append("timeout")
                 self._deadline = None
@@ -572,6 +581,13 @@ def _flush(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.flush()
+
+
+def _readable(descriptor: int, seconds: float | None) -> bool:
+    # Not select(2): a test suite may have more descriptors open than it can name.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1e3))
 
 
 def _close(descriptor: int) -> None:

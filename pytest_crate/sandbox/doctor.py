@@ -14,12 +14,12 @@ from pytest_crate.kernel.host import Host, Row, probe_host
 from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
 from pytest_crate.sandbox.sandbox import Engine
-from pytest_crate.spec import UNLIMITED, CrateSpec, Layer, build_spec
+from pytest_crate.spec import CPU_PERIOD_USEC, UNLIMITED, CrateSpec, Layer, build_spec
 
 _WHOLE = "a whole crate"
 _HOSTNAME = "crate-doctor"
 _LIMITS: Mapping[str, str | float] = {"memory": "256m", "cpus": 0.2, "pids": 32}
-# Three periods' worth of CPU time, so that the limit has to hold it back.
+# More CPU time than two periods allow, so that the limit has to hold it back.
 _SCRIPT = """
 import socket, time
 while time.process_time() < 0.06: pass
@@ -96,8 +96,12 @@ def _fault(done: CompletedRun, spec: CrateSpec) -> str:
         return f"a program in it ended with {done.returncode}: {''.join(last)}"
     if done.stdout != _HOSTNAME:
         return f"a program in it saw the host name {done.stdout!r} instead of {_HOSTNAME!r}"
-    if spec.cpu_quota_usec is not None and done.usage.cpu_nr_throttled == 0:
-        return f"the CPU limit did not hold a program back that used {done.usage.cpu_usage_usec} us"
+    used, wall = done.usage.cpu_usage_usec, done.usage.wall_usec
+    if spec.cpu_quota_usec is not None and used is not None and wall is not None:
+        # A quota is for each period begun; on a busy host the program may not have got even that.
+        allowed = spec.cpu_quota_usec * (wall // CPU_PERIOD_USEC + 2)
+        if used > allowed:
+            return f"the CPU limit did not hold: {used} us of CPU time in {wall} us, {allowed} us were allowed"
     return ""
 
 

@@ -99,7 +99,16 @@ def snapshot(root: Path) -> dict[bytes, tuple[object, ...]]:
 
 def make_tree(tree: Path) -> None:
     """Make a tree with one of everything that an archive can hold."""
-    for name in ("usr/bin", "usr/lib", "etc", "tmp", "run", "home/ada", "deep/" + "d" * 120 + "/" + "e" * 120):
+    for name in (
+        "usr/bin",
+        "usr/lib",
+        "etc",
+        "tmp",
+        "run",
+        "home/ada",
+        "shut/inner",
+        "deep/" + "d" * 120 + "/" + "e" * 120,
+    ):
         (tree / name).mkdir(parents=True)
     (tree / "usr/bin/su").write_bytes(b"su" * 1000)
     (tree / "usr/bin/ping").write_bytes(b"ping")
@@ -124,7 +133,8 @@ def make_tree(tree: Path) -> None:
             os.chown(os.path.join(above, name), 1000 + number, 70_000 + number, follow_symlinks=False)
             os.utime(os.path.join(above, name), ns=(0, 1_600_000_000_123_456_000 + number), follow_symlinks=False)
     os.setxattr(tree / "usr/bin/ping", "security.capability", CAP_NET_RAW)  # chown(2) cleared it
-    for name, mode in {"usr/bin/su": 0o6755, "etc/shadow": 0, "tmp": 0o1777, "home/ada": 0o500, "etc": 0o2711}.items():
+    modes = {"usr/bin/su": 0o6755, "etc/shadow": 0, "tmp": 0o1777, "home/ada": 0o500, "etc": 0o2711, "shut": 0}
+    for name, mode in modes.items():
         (tree / name).chmod(mode)
 
 

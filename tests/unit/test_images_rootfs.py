@@ -212,6 +212,23 @@ def test_a_later_entry_replaces_an_earlier_one(root: Path) -> None:
     assert stat.S_IMODE((root / "dir-dir").stat().st_mode) == 0o711
 
 
+def test_a_replacement_that_changes_where_a_name_leads_is_seen(root: Path) -> None:
+    """Neighbouring entries share their parent only as long as its name leads there: d/q/.. is d, and then it is e."""
+    extract(
+        root,
+        archive(
+            directory("d/q"),
+            directory("e/f"),
+            symlink("p", "d/q/.."),
+            member("p/before", b"x"),
+            symlink("p/q", "../e/f"),
+            member("p/after", b"x"),
+        ),
+    )
+    assert sorted(os.listdir(root / "d")) == ["before", "q"]
+    assert sorted(os.listdir(root / "e")) == ["after", "f"]
+
+
 def test_hard_links_replace_and_may_name_themselves(root: Path) -> None:
     """A hard link takes the place of another file; one to itself, or to what it is already, changes nothing."""
     extract(
@@ -237,10 +254,10 @@ def test_a_replaced_directorys_mode_reaches_nothing_else(root: Path) -> None:
     extract(
         root,
         archive(
-            directory("b"),
-            directory("b/sub", 0o711),
             directory("a"),
             directory("a/sub", 0o777),
+            directory("b"),
+            directory("b/sub", 0o711),
             symlink("a", "b"),
             directory("c/d", 0o777),
             member("c", b"x", mode=0o600),
