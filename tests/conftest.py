@@ -76,6 +76,7 @@ class HostTable:
             },
             "no swap": ("there is swap", lambda: psutil.swap_memory().total == 0),
             "ipv6": ("the kernel has no IPv6", lambda: os.path.exists("/proc/net/if_inet6")),
+            "public python": ("other users may execute no Python >= 3.11 here", lambda: public_python() is not None),
             "two cpus": ("there is one CPU only", lambda: len(os.sched_getaffinity(0)) > 1),
             "alpine": ("CRATE_TEST_IMAGES names no directory with an alpine-*.tar.gz", lambda: bool(alpine_images())),
             "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
@@ -135,6 +136,18 @@ def own_cgroups(*versions: int) -> list[str]:
     return sorted(set(found))
 
 
+def public_python() -> str | None:
+    """Return an interpreter that any user may execute, wherever this one is."""
+    for path in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
+        command = [path, "-I", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        try:
+            if subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=False).returncode == 0:
+                return path
+        except (FileNotFoundError, PermissionError):
+            continue
+    return None
+
+
 def alpine_images() -> list[Path]:
     directory = os.environ.get("CRATE_TEST_IMAGES")
     return sorted(Path(directory).glob("alpine-*.tar.gz")) if directory else []
@@ -174,6 +187,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def needs(pytestconfig: pytest.Config) -> Callable[..., None]:
     """Skip in the midst of a test where the host lacks one of the named things; as the marker ``needs``."""
     return lambda *names: _demand(pytestconfig, *names)
+
+
+@pytest.fixture(scope="session")
+def interpreter_for_everyone(needs: Callable[..., None]) -> str:
+    """An interpreter that any user may execute."""
+    needs("root", "unprivileged user", "public python")
+    return str(public_python())
 
 
 # -- real root filesystems ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pytest_crate import __version__
 from pytest_crate.cli.doctor import add_doctor
 from pytest_crate.cli.image import add_image
+from pytest_crate.cli.messages import say
 from pytest_crate.cli.parser import Parser
 from pytest_crate.cli.run import add_run, add_shell
 from pytest_crate.errors import CrateError
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         return 128 + signal.SIGPIPE
     except (CrateError, OSError) as error:
-        print(f"{arguments.prog}: {error}", file=sys.stderr)
+        say(f"{arguments.prog}: {error}")
         return int(arguments.failure_status)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 
+from pytest_crate.cli.messages import say_progress
 from pytest_crate.cli.options import add_store_option, find_image, open_store
 from pytest_crate.cli.parser import Commands
 from pytest_crate.errors import ImageError
@@ -86,12 +86,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> Image:
     reference, path = find_image(arguments.image, os.getcwd())
     store: ImageStore = open_store(arguments)
-    return store.open(path, reference, progress=_progress)
-
-
-def _progress(line: str) -> None:
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
+    return store.open(path, reference, progress=say_progress)
 
 
 def _short(digest: str) -> str:

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import errno
 import os
-import sys
 from collections.abc import Sequence
 
 from pytest_crate.cli.foreground import run_in_foreground
+from pytest_crate.cli.messages import say, say_progress
 from pytest_crate.cli.options import HOST, add_crate_options, find_image, open_store, spec_of
 from pytest_crate.cli.parser import Commands, Parser
 from pytest_crate.errors import SandboxError
@@ -108,9 +108,10 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
             view = host_view.program_view(os.getcwd(), rootless=rootless, environ=os.environ)
         else:
             # An image is all that there is: the host's project and interpreter have no business there.
-            directory = open_store(arguments).open(path, reference, progress=_progress).rootfs
+            directory = open_store(arguments).open(path, reference, progress=say_progress).rootfs
             view = rootfs.HostView(mounts=(), rootless=rootless)
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=directory), timed=True)
+        stack.callback(sandbox.release)
         crate = CrateSandbox(sandbox, spec, name="run")
         argv = command if command is not None else [_shell(crate)]
         try:
@@ -118,16 +119,12 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         except SandboxError as error:
             if error.syscall != "execve":
                 raise
-            print(f"{arguments.prog}: {_not_run(error, crate)}", file=sys.stderr)
+            say(f"{arguments.prog}: {_not_run(error, crate)}")
             return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+        status = _status(ended)
         result = dataclasses.replace(crate.close(), exit=ended)
     _tell(arguments, spec, result)
-    return _status(ended)
-
-
-def _progress(line: str) -> None:
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
+    return status
 
 
 def _shell(crate: CrateSandbox) -> str:
@@ -161,10 +158,10 @@ def _not_run(error: SandboxError, crate: CrateSandbox) -> str:
 
 def _tell(arguments: argparse.Namespace, spec: CrateSpec, result: CrateResult) -> None:
     if arguments.usage:
-        print(failure_section(result, spec)[1], file=sys.stderr)
+        say(failure_section(result, spec)[1])
         return
     for limit in result.exceeded:
-        print(f"{arguments.prog}: {failure_message(limit, spec, result.usage)}", file=sys.stderr)
+        say(f"{arguments.prog}: {failure_message(limit, spec, result.usage)}")
 
 
 def _status(ended: Exit) -> int:

@@ -87,7 +87,8 @@ class Relay:
 
     def make_raw(self) -> None:
         """Put the user's terminal into raw mode, again after a stop: a shell resets it then."""
-        tty.setraw(_KEYBOARD, termios.TCSADRAIN)
+        with contextlib.suppress(termios.error):  # hung up
+            tty.setraw(_KEYBOARD, termios.TCSADRAIN)
 
     def resize(self) -> None:
         """Give the crate's terminal the size of the user's; the kernel sends SIGWINCH there if it is another."""

@@ -82,17 +82,17 @@ class Conductor:
         if os.getpid() == self.config.stash[OWNER]:
             self.crates.close()
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-    ) -> Generator[None, object, object]:
+    # Around fixtures and phases a wrapper of the older kind: an exception doesn't pass through it, so that a traceback
+    # looks as it does without it.
+
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None]:
         if request.scope == "function" or os.getpid() != self.config.stash[OWNER]:
-            return (yield)
+            yield
+            return
         self.crates.watch_fixture()
-        try:
-            return (yield)
-        finally:
-            self.crates.fixture_ready()
+        yield
+        self.crates.fixture_ready()
 
     # -- the protocol ----------------------------------------------------------------------------
 
@@ -114,8 +114,8 @@ class Conductor:
                 walk.disarm()
                 del item.stash[_WALK]
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         if specs.rides(item):
             earlier = item.stash.get(_WALK, None)
             if earlier is not None:  # a plugin tries the item again: each try has a crate of its own
@@ -125,24 +125,22 @@ class Conductor:
             walk = Walk(item, item.stash[specs.SPEC], self._create, self)
             item.stash[_WALK] = walk
             walk.arm()
-        return (yield from self._phase(item, "setup"))
+        yield from self._phase(item, "setup")
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        return (yield from self._phase(item, "call"))
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        yield from self._phase(item, "call")
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        return (yield from self._phase(item, "teardown"))
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
+        yield from self._phase(item, "teardown")
 
-    def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
+    def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None]:
         walk = item.stash.get(_WALK, None)
-        if walk is None:
-            return (yield)
-        walk.phase_starts(phase)
-        try:
-            return (yield)
-        finally:
+        if walk is not None:
+            walk.phase_starts(phase)
+        yield
+        if walk is not None:
             walk.phase_ends()
 
     def _create(self, item: pytest.Item) -> Sandbox:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import pytest
 from _pytest.outcomes import Failed
@@ -11,12 +12,16 @@ from _pytest.outcomes import Failed
 __all__ = [
     "Failed",
     "capture_suspended",
-    "count_failed_subtest",
     "drop_wider_finalizers",
+    "failed_subtests",
     "finalizers",
     "is_driven_by",
+    "forget_teardown",
     "keep_only",
+    "set_failed_subtests",
     "set_up_wider_fixtures",
+    "show_fixtures",
+    "show_subtest_parameters",
     "tear_down_all",
 ]
 
@@ -30,6 +35,7 @@ def set_up_wider_fixtures(item: pytest.Item) -> None:
     In the order in which pytest itself would: ``fixturenames`` is sorted by scope. The values are
     cached by their definitions, so that the item's own set-up finds them.
     """
+    __tracebackhide__ = True
     request = getattr(item, "_request", None)
     information = getattr(item, "_fixtureinfo", None)
     if request is None or information is None:
@@ -45,6 +51,12 @@ def finalizers(item: pytest.Item) -> list[Callable[[], object]]:
     stack = item.session._setupstate.stack
     found: list[Callable[[], object]] = stack[item][0]
     return found
+
+
+def forget_teardown(item: pytest.Item) -> None:
+    """Forget the item's own tear-down, its set-up having never begun: unittest's would miss what that sets."""
+    pending = finalizers(item)
+    pending[:] = [finalizer for finalizer in pending if finalizer != item.teardown]
 
 
 def drop_wider_finalizers(item: pytest.Item) -> None:
@@ -81,12 +93,39 @@ def capture_suspended(config: pytest.Config) -> AbstractContextManager[None]:
     return suspended
 
 
-def count_failed_subtest(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Count a report of the item's if it is a failed subtest's: a test with such a one fails (pytest 9)."""
+def failed_subtests(item: pytest.Item) -> int:
+    """Return how many failed subtests pytest has counted of an item; a test with such a one fails (pytest 9)."""
+    counts = _subtest_counts(item)
+    return 0 if counts is None else counts.get(_subtest_key(item), 0)
+
+
+def set_failed_subtests(item: pytest.Item, count: int) -> None:
+    """Have pytest know of so many failed subtests of an item."""
+    counts = _subtest_counts(item)
+    if counts is not None and count:
+        counts[_subtest_key(item)] = count
+
+
+def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
     try:
-        from _pytest import subtests
+        from _pytest.subtests import failed_subtests_key
     except ImportError:
-        return
-    if report.failed and isinstance(report, subtests.SubtestReport):
-        # The key is the node's id, which newer versions of pytest have as an object.
-        item.config.stash[subtests.failed_subtests_key][getattr(item, "id", item.nodeid)] += 1
+        return None
+    return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
+
+
+def _subtest_key(item: pytest.Item) -> object:
+    # The key is the node's id, which newer versions of pytest have as an object.
+    return getattr(item, "id", item.nodeid)
+
+
+def show_subtest_parameters(report: pytest.TestReport, parameters: Mapping[str, str]) -> None:
+    """Give a rebuilt report of a subtest its parameters as they were shown: pytest takes the repr of their reprs."""
+    cast("Any", report).context.kwargs.update(parameters)
+
+
+def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:
+    """Have ``--setup-show`` show what is done in this process, or not; return whether it did."""
+    before = bool(config.getoption("setupshow", False))
+    config.option.setupshow = shown
+    return before

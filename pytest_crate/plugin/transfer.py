@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
+
+from pytest_crate.plugin import private
 
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
@@ -23,10 +25,23 @@ def to_builtins(value: object) -> Any:
         return {str(key): to_builtins(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [to_builtins(item) for item in value]
+    return _described(value, repr)
+
+
+def _described(value: object, describe: Callable[[object], str]) -> str:
     try:
-        return _shortened(repr(value))
+        return _shortened(describe(value))
     except Exception as error:  # noqa: BLE001 - a user's __repr__ may do anything
-        return f"<{type(value).__name__} object, whose repr raised {type(error).__name__}>"
+        return f"<{type(value).__name__} object, whose {describe.__name__} raised {type(error).__name__}>"
+
+
+def properties_to_builtins(properties: Iterable[tuple[str, object]]) -> list[tuple[str, Any]]:
+    """Return ``user_properties`` with what JSON can't hold replaced by its ``str``, which is what JUnit XML shows."""
+    kept = (bool, int, float, str, list, dict)
+    return [
+        (str(name), to_builtins(value) if value is None or isinstance(value, kept) else _described(value, str))
+        for name, value in properties
+    ]
 
 
 def _shortened(text: str) -> str:
@@ -41,6 +56,7 @@ def _shortened(text: str) -> str:
 def pack_report(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any]:
     """Return a report as builtins, through pytest's own hook, so that a plugin's kind of report keeps its kind."""
     data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    data["user_properties"] = properties_to_builtins(report.user_properties)
     packed: dict[str, Any] = to_builtins(data)
     return packed
 
@@ -50,6 +66,8 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     # from_serializable takes what it is given apart: it gets a copy.
     copied = _copy(data)
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
+    if "_subtest.context" in data:
+        private.show_subtest_parameters(report, data["_subtest.context"]["kwargs"])
     # JSON has no tuples; pytest and junitxml take these apart as such.
     if isinstance(report.longrepr, list):
         path, line, reason = report.longrepr
@@ -106,7 +124,8 @@ def show_warning(data: Mapping[str, Any]) -> None:
         category = getattr(category, name, None)
     if not (isinstance(category, type) and issubclass(category, Warning)):
         # Defined inside the test, or imported only there: its name is kept.
-        category = type(data["name"], (Warning,), {"__module__": data["module"]})
+        name = data["name"].rpartition(".")[2]
+        category = type(name, (Warning,), {"__module__": data["module"], "__qualname__": data["name"]})
     warnings.showwarning(_rebuilt(category, data["text"]), category, data["filename"], data["lineno"])
 
 

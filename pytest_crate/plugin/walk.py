@@ -110,6 +110,7 @@ class Walk:
         self._identity = (0, 0)
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
+        self._shows_fixtures = False
 
     # -- both sides ------------------------------------------------------------------------------
 
@@ -130,6 +131,7 @@ class Walk:
         if phase == "setup":
             return  # there is no child yet
         if self.in_child:
+            private.show_fixtures(self.item.config, shown=self._shows_fixtures)
             self._await_mirror()
         elif self._step >= 0:
             os.write(self._step, b".")
@@ -139,14 +141,18 @@ class Walk:
         self._phase_over = True
 
     def _set_up(self) -> None:
+        __tracebackhide__ = True
         del self.item.setup  # the class's own method again
-        private.set_up_wider_fixtures(self.item)
         try:
+            private.set_up_wider_fixtures(self.item)
             sandbox = self._create(self.item)
         except Uncrated as refusal:
             self.uncrated = refusal.reason
             self.item.setup()
             return
+        except BaseException:
+            private.forget_teardown(self.item)
+            raise
         self._sandbox = sandbox
         self._channel, sending = os.pipe2(os.O_CLOEXEC)
         # The mirror keeps both ends, so that writing is no error when the child has gone.
@@ -204,7 +210,8 @@ class Walk:
             faulthandler.register(_STACKS_SIGNAL, file=stacks, all_threads=True, chain=False)
         except SandboxError as error:
             _die(sending, error)
-        warnings.showwarning = self._warnings
+        if self.item.config.pluginmanager.hasplugin("warnings"):
+            warnings.showwarning = self._warnings
         private.drop_wider_finalizers(self.item)
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
@@ -238,9 +245,13 @@ class Walk:
                 "phase": self._phase,
                 "report": transfer.pack_report(self.item.config, report),
                 "warnings": self._warnings.take(),
-                "properties": transfer.to_builtins(self.item.user_properties),
+                "properties": transfer.properties_to_builtins(self.item.user_properties),
+                "failed_subtests": private.failed_subtests(self.item),
             }
         )
+        if self._phase == "setup":
+            # Between set-up and call, --setup-show names the item and its fixtures: once, and in the mirror.
+            self._shows_fixtures = private.show_fixtures(self.item.config, shown=False)
 
     def child_logs(self, report: pytest.TestReport) -> None:
         """In the child: send a report that isn't a phase's, such as a subtest's."""
@@ -276,9 +287,11 @@ class Walk:
         self._await("setup")
 
     def _run_test(self) -> None:
+        __tracebackhide__ = True
         self._await("call")
 
     def _tear_down(self) -> None:
+        __tracebackhide__ = True
         if self._collapsed:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
@@ -327,9 +340,11 @@ class Walk:
         """Wait for the child's report of a phase; pass on what comes before it."""
         try:
             data = self._next_report(phase)
-        except BaseException:
+        except BaseException as error:
             self._collapsed.add(phase)
             self.end()
+            if isinstance(error, SandboxError):
+                raise CrateFailed(f"crate: {error}") from None
             raise
         exceeded = self._exceeded_since()
         if exceeded:
@@ -350,7 +365,6 @@ class Walk:
                 transfer.show_warning(warning)
             if "logged" in message:
                 report = transfer.unpack_report(self.item.config, message["logged"])
-                private.count_failed_subtest(self.item, report)
                 with private.capture_suspended(self.item.config):
                     self.item.ihook.pytest_runtest_logreport(report=report)
                 if self._left() == 0:  # a body that reports subtests without end
@@ -364,6 +378,7 @@ class Walk:
                 raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
             elif message.get("phase") == phase:
                 self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
+                private.set_failed_subtests(self.item, message["failed_subtests"])
                 return cast("dict[str, Any]", message["report"])
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:

@@ -37,6 +37,8 @@ CONTROL_FD = 3
 LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
 """The fields of a spec that become limits of a cgroup."""
 
+_PATIENCE_SECONDS = 2.0
+
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -280,8 +282,11 @@ class Launcher:
         del self.crates[message["crate"]]
         self._reply({"usage": self._end_crate(crate)})
 
-    def _end_crate(self, crate: Crate) -> dict[str, int | None]:
-        """Kill what is left in a crate, then read what it used, then remove it."""
+    def _end_crate(self, crate: Crate, *, patience_sec: float | None = None) -> dict[str, int | None]:
+        """Kill what is left in a crate, then read what it used, then remove it.
+
+        :param patience_sec: how long to wait for init's end; None is until it comes.
+        """
         # What is charged now goes with the processes and the mounts.
         before = crate.cgroup.usage()
         os.kill(crate.init, signal.SIGKILL)
@@ -289,7 +294,7 @@ class Launcher:
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
         for pid in crate.programs & self.programs.keys():
             self._reap_program(pid, 0)
-        os.waitpid(crate.init, 0)
+        _wait_for(crate.init, patience_sec)
         crate.release()
         usage = dataclasses.replace(
             crate.cgroup.usage(),
@@ -312,7 +317,9 @@ class Launcher:
         """Remove every crate, and the run's own cgroup."""
         for crate in self.crates.values():
             with contextlib.suppress(SandboxError, ProcessLookupError):
-                self._end_crate(crate)
+                # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a
+                # container whose pid 1 is no init), the crate's init never ends. But zombies are in no cgroup.
+                self._end_crate(crate, patience_sec=_PATIENCE_SECONDS)
         self.crates.clear()
         self.parent.remove()
 
@@ -325,6 +332,16 @@ def _payload_user_namespace() -> int | None:
         return namespaces.make_user_namespace(*maps)
     except SandboxError:
         return None
+
+
+def _wait_for(pid: int, patience_sec: float | None) -> None:
+    """Wait for the end of a child; not longer than so many seconds."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if select.select([pidfd], [], [], patience_sec)[0]:
+            os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
 
 
 def _end(pid: int) -> int:

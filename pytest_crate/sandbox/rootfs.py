@@ -42,17 +42,38 @@ class MountPoint:
 
 
 def parse_mountinfo(text: str) -> tuple[MountPoint, ...]:
-    """Return the visible mount points, a later mount over an earlier one in its place."""
-    found: dict[str, MountPoint] = {}
+    """Return the mount points that can be seen: not those under another mount."""
+    found: dict[str, _Mount] = {}
     for line in text.splitlines():
         fields = line.split(" ")
         # Spaces, tabs, newlines, backslashes and '#' are written as octal numbers.
         path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        # A mount hides what was mounted before it at, or below, the same place.
-        for hidden in [other for other in found if other == path or is_below(other, path)]:
-            del found[hidden]
-        found[path] = MountPoint(path=path, kind=fields[fields.index("-") + 1])
-    return tuple(found.values())
+        point = MountPoint(path=path, kind=fields[fields.index("-") + 1])
+        found[fields[0]] = _Mount(point=point, parent=fields[1])
+    for mount in found.values():
+        if mount.parent in found and found[mount.parent] is not mount:
+            found[mount.parent].children.append(mount)
+    roots = [mount for mount in found.values() if mount.point.path == "/" and mount.parent not in found]
+    return tuple(_visible(roots[-1])) if roots else ()
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Mount:
+    point: MountPoint
+    parent: str
+    children: list[_Mount] = dataclasses.field(default_factory=list)
+
+
+def _visible(mount: _Mount) -> Iterator[MountPoint]:
+    # A mount over a mount is its child, at the same path. Lines are in no useful order: the root may come last.
+    for child in mount.children:
+        if child.point.path == mount.point.path:
+            yield from _visible(child)
+            return
+    yield mount.point
+    for child in mount.children:
+        if not any(is_below(child.point.path, other.point.path) for other in mount.children):
+            yield from _visible(child)
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -68,7 +89,7 @@ def is_at_or_below(path: str, directory: str) -> bool:
 def outermost(paths: Iterable[str]) -> list[str]:
     """Return the paths that aren't below another of them, sorted, each once."""
     kept: list[str] = []
-    for path in sorted(set(paths), key=lambda path: path.rstrip("/") + "/"):
+    for path in sorted(set(paths), key=lambda path: path.split("/")):
         if not kept or not is_at_or_below(path, kept[-1]):
             kept.append(path)
     return kept

@@ -47,6 +47,10 @@ class Unsupported(HostError):
     """The host can't enforce a limit that a spec asks for."""
 
 
+class LauncherEnded(SandboxError):
+    """The launcher ended before its time, and with it every crate it had made."""
+
+
 class Engine:
     """The launcher process as seen by its owner; started at the first use.
 
@@ -118,7 +122,7 @@ class Engine:
             reason = "it ended"
         if received is None:
             self._forget()
-            raise SandboxError("ask the launcher", detail=f"no answer: {reason}")
+            raise LauncherEnded("ask the launcher", detail=f"no answer: {reason}")
         return received
 
     def _forget(self) -> None:
@@ -129,19 +133,25 @@ class Engine:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
 
-    def ask(self, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> tuple[wire.Message, list[int]]:
+    def ask(
+        self, message: Mapping[str, object], descriptors: Iterable[int] = (), *, launcher: int | None = None
+    ) -> tuple[wire.Message, list[int]]:
         """Send a request to the launcher and return its answer.
 
+        :param launcher: pid of the one that the request is for; None is whichever there is, if need be a new one.
         :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
         :raises HostError: the host can't give what it needs.
         """
         with self._lock:
+            # A new launcher counts its crates from 1 again: another's number would hit one of them.
+            if launcher is not None and (self._channel is None or self._pid != launcher):
+                raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
             channel = self._start()
             try:
                 wire.send(channel, message, descriptors)
             except (BrokenPipeError, ConnectionResetError) as error:
                 self._forget()
-                raise SandboxError("ask the launcher", errno=error.errno, detail="it ended") from error
+                raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
             answer, received = self._receive()
         if "sandbox_error" in answer:
             raise SandboxError.from_json(answer["sandbox_error"])
@@ -187,6 +197,7 @@ class Engine:
         user_namespace = others.pop() if len(others) > len(answer["kinds"]) else None
         return Sandbox(
             engine=self,
+            launcher=self._pid,
             number=answer["crate"],
             init=answer["init"],
             root=root,
@@ -265,8 +276,11 @@ NOTHING_YET = Watched(oom_kills=0, pids_max=0, timed_out=False)
 class Sandbox:
     """One crate, alive until :meth:`close`."""
 
-    def __init__(self, *, engine: Engine, number: int, init: int, root: int, entry: child.Entry) -> None:
+    def __init__(
+        self, *, engine: Engine, launcher: int, number: int, init: int, root: int, entry: child.Entry
+    ) -> None:
         self._engine = engine
+        self._launcher = launcher
         self._number = number
         self._closed: Usage | None = None
         self.init = init
@@ -298,10 +312,7 @@ class Sandbox:
         """
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            answer, _ = self._engine.ask(
-                {"request": "spawn", "crate": self._number, "program": dataclasses.asdict(program)},
-                [*stdio, writing],
-            )
+            answer = self._ask("spawn", [*stdio, writing], program=dataclasses.asdict(program))
         except BaseException:
             os.close(reading)
             raise
@@ -311,29 +322,35 @@ class Sandbox:
 
     def signal(self, pid: int, number: int, *, group: bool = False) -> bool:
         """Send a signal to a program of :meth:`spawn`, or to its whole process group; False if it has ended."""
-        answer, _ = self._engine.ask({"request": "signal", "pid": pid, "signal": number, "group": group})
+        answer = self._ask("signal", pid=pid, signal=number, group=group)
         return bool(answer["signalled"])
 
     def watch(self) -> Watched:
         """Return what has happened so far at the crate's limits."""
-        answer, _ = self._engine.ask({"request": "watch", "crate": self._number})
-        return Watched(**answer)
+        return Watched(**self._ask("watch"))
 
     def account(self) -> tuple[Usage, tuple[int, ...]]:
         """Return what has been used so far, and the host pids of the processes in the measured cgroup."""
-        answer, _ = self._engine.ask({"request": "account", "crate": self._number})
+        answer = self._ask("account")
         return self._usage(answer["usage"]), tuple(answer["pids"])
 
     def kill(self) -> None:
         """Kill every process in the crate; a forked body must be waited for before :meth:`close`."""
-        self._engine.ask({"request": "kill", "crate": self._number})
+        with contextlib.suppress(LauncherEnded):  # then init has got SIGKILL already
+            self._ask("kill")
 
     def close(self) -> Usage:
-        """Kill what is left, remove the crate and return what it used; idempotent."""
+        """Kill what is left, remove the crate and return what it used; idempotent.
+
+        What a crate used is unknown if the launcher has ended before.
+        """
         if self._closed is None:
             self.release()
-            answer, _ = self._engine.ask({"request": "close", "crate": self._number})
-            self._closed = self._usage(answer["usage"])
+            try:
+                usage = self._ask("close")["usage"]
+            except LauncherEnded:
+                usage = {}
+            self._closed = self._usage(usage)
         return self._closed
 
     def release(self) -> None:
@@ -349,6 +366,10 @@ class Sandbox:
         """In a forked child: give up every descriptor of the engine's; the crate goes on."""
         self.release()
         self._engine.disown()
+
+    def _ask(self, request: str, descriptors: Iterable[int] = (), **values: object) -> wire.Message:
+        message = {"request": request, "crate": self._number, **values}
+        return self._engine.ask(message, descriptors, launcher=self._launcher)[0]
 
     def _usage(self, data: Mapping[str, Any]) -> Usage:
         wall = (time.monotonic_ns() - self.started) // 1_000

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LENGTH = struct.Struct(">I")
+_DESCRIPTOR = struct.Struct("=i")
 MAX_FRAME_BYTES = 256 << 20
 """The longest frame that is accepted; a longer one is a broken or a forged one."""
 
@@ -93,7 +94,15 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
 
     :raises WireError: the stream ends inside a message, or holds none.
     """
-    head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds(), which drops its flags: the descriptors would be inherited by any exec.
+    room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * _DESCRIPTOR.size)
+    head, ancillary, _, _ = channel.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = [
+        descriptor
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (descriptor,) in _DESCRIPTOR.iter_unpack(data[: len(data) - len(data) % _DESCRIPTOR.size])
+    ]
     if not head:
         return None
     while len(head) < _LENGTH.size:
@@ -104,7 +113,7 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     body = bytearray()
     while len(body) < length:
         body += _some(channel, min(length - len(body), 1 << 20))
-    return decode(bytes(body)), list(fds)
+    return decode(bytes(body)), fds
 
 
 def _some(channel: socket.socket, count: int) -> bytes:

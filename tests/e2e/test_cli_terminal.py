@@ -50,6 +50,18 @@ class Session:
         """Send keys."""
         os.write(self.master, text.encode())
 
+    def paste(self, text: str) -> None:
+        """Send much at once, and look at the screen meanwhile, as a terminal emulator does."""
+        os.set_blocking(self.master, False)
+        left = text.encode()
+        while left:
+            readable, writable, _ = select.select([self.master], [self.master], [], _PATIENCE_SEC)
+            assert readable or writable, f"{len(left)} bytes are not taken"
+            if readable:
+                self.shown += os.read(self.master, 4096).decode()
+            if writable:
+                left = left[os.write(self.master, left[:1000]) :]
+
     def expect(self, pattern: str) -> re.Match[str]:
         """Wait until the screen shows a pattern; what was shown up to its end is then done with."""
         end = time.monotonic() + _PATIENCE_SEC
@@ -188,10 +200,7 @@ def test_large_paste(start: Start) -> None:
     """A program that does not read yet gets all of a large input later, and its output does not stop meanwhile."""
     script = "import os, time; os.write(1, b'x' * 200_000); print(sum(len(input()) for _ in range(500)))"
     session = start("run", "host", sys.executable, "-c", script)
-    for _ in range(500):
-        session.type("y" * 99 + "\r")
-        while select.select([session.master], [], [], 0)[0]:
-            session.shown += os.read(session.master, 4096).decode()
+    session.paste(("y" * 99 + "\r") * 500)
     session.expect("49500\r\n")
     assert session.ends() == 0
 
@@ -216,13 +225,17 @@ def test_signals_restore_the_terminal(start: Start, number: signal.Signals) -> N
 
 
 def test_a_dead_launcher_restores_the_terminal(start: Start) -> None:
-    """When the process that holds the crate is killed, we say so, with the terminal as it was."""
+    """When the process that holds the crate is killed, we say so, with the terminal as it was.
+
+    Its programs end with it; the cgroups that it could no longer remove are the next run's to remove.
+    """
     session = start("run", "host", "sh", "-c", "echo ready; exec sleep 60")
     session.expect("ready")
     (launcher,) = psutil.Process(session.process.pid).children()
     launcher.kill()
     session.expect("pytest-crate run: run a program: the launcher ended before it")
     assert session.ends() == 125
+    assert start("run", "host", "true").ends() == 0
 
 
 def test_hanging_up_ends_it(start: Start) -> None:

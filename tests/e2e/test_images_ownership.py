@@ -59,6 +59,7 @@ def test_root_keeps_owners_and_a_user_does_not() -> None:
     [
         (["0 100000 65536"], Ownership(keep=True, name="root-from-100000")),
         (["0 0 1"], Ownership(keep=False, name="uid0")),
+        (["3 0 1"], Ownership(keep=False, name="uid0")),
         (["5 7 1", "0 0 5"], Ownership(keep=False, name="uid0")),
     ],
 )

@@ -188,6 +188,10 @@ def test_as_a_user_everything_is_the_users_and_otherwise_the_same(archive: Path,
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
+        extract(copy, directory / "removed", keep_owners=False)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        remove_tree(descriptor, b"removed")
+        assert not (directory / "removed").exists()
         contents = extract(copy, directory / "root", keep_owners=False)
         assert (contents.devices_skipped, contents.xattrs_skipped) == (1, 1)
 

@@ -54,7 +54,7 @@ _VARYING = (
     # A KeyboardInterrupt is raised once more where pytest waits for the crate.
     (re.compile(r"^\S+\.py:\d+: KeyboardInterrupt$", re.MULTILINE), "SOMEWHERE: KeyboardInterrupt"),
     # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.
-    (re.compile(r"(\+ Exception Group Traceback \(most recent call last\):\n)(?:  \|  .*\n)+"), "\\1"),
+    (re.compile(r"(\+ Exception Group Traceback .*?:)(?:(?:\\n|\n) *\|  (?:(?!\\n|\n).)*)+"), "\\1"),
     (re.compile(r"\b(plain|crated)\.(xml|json|cache)\b"), "WAY.\\2"),
 )
 
@@ -98,12 +98,12 @@ class InnerRun:
         bare = set() if other is None else {line for line in other.printed() if line.startswith(("FAILED ", "ERROR "))}
         lines: list[str] = []
         in_table = False
-        for line in self.result.outlines:
+        for line in without_varying(self.text).splitlines():
             if line.startswith(("===", "!!!", "---")):
                 in_table = line.strip("=") == " crates "
-            if not in_table and not line.startswith(("crate: ", "cachedir: ")):
+            if not in_table and not line.startswith(("crate: ", "cachedir: ")) and "- generated xml file: " not in line:
                 # The width of a rule depends on the time or the path in it.
-                lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", without_varying(line)))
+                lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", line))
                 if lines[-1].partition(" - ")[0] in bare:
                     lines[-1] = lines[-1].partition(" - ")[0]
         return lines
@@ -162,7 +162,8 @@ def _junit(path: Path) -> list[Any]:
 
 def _element(element: ET.Element) -> Any:
     attributes = {name: without_varying(value) for name, value in element.attrib.items() if name != "time"}
-    return [element.tag, attributes, without_varying((element.text or "").strip()), [_element(each) for each in element]]
+    text = without_varying((element.text or "").strip())
+    return [element.tag, attributes, text, [_element(each) for each in element]]
 
 
 BothWays = Callable[..., InnerRun]

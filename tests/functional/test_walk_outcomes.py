@@ -57,7 +57,7 @@ def test_plain_outcomes(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         """
     )
     run = both_ways("-rA", "-vv")
-    assert run.outcomes() == {"passed": 5, "failed": 12, "skipped": 6, "errors": 0} | run.outcomes() | {"passed": 5}
+    assert run.outcomes() == {"passed": 4, "failed": 12, "skipped": 7}
     assert run.of("test_passes")["sections"] == [
         ["Captured stdout call", "said\n"],
         ["Captured stderr call", "cried\n"],
@@ -113,17 +113,33 @@ def test_expected_failures(pytester: pytest.Pytester, both_ways: BothWays) -> No
     )
     run = both_ways("-rA", "-v")
     outcomes = run.outcomes()
-    assert (outcomes["xfailed"], outcomes["xpassed"], outcomes["failed"]) == (9, 1, 2)
+    assert (outcomes["xfailed"], outcomes["xpassed"], outcomes["failed"]) == (11, 1, 2)
     assert run.of("test_xfailed")["wasxfail"] == ""
     assert run.of("test_xpassed")["wasxfail"] == "why"
 
 
 def test_function_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """Function fixtures: failing set-up and tear-down, finalizers, order, output by phase, parametrized, dynamic."""
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.fixture
+        def far_away(): raise OSError("in conftest")
+        @pytest.fixture(scope="module")
+        def far_and_wide(): raise OSError("in conftest")
+        @pytest.fixture
+        def far_teardown():
+            yield
+            raise OSError("in conftest")
+        """
+    )
     pytester.makepyfile(
         """
         import pytest
 
+        def test_far_away(far_away): pass
+        def test_far_and_wide(far_and_wide): pass
+        def test_far_teardown(far_teardown): pass
         @pytest.fixture
         def setup_breaks(): print("before"); raise OSError("in setup")
         def test_setup_breaks(setup_breaks): pass
@@ -231,7 +247,7 @@ def test_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         for name in ("session", "package", "module", "module", "classA", "classB")
         for way in ("up", "down")
     )
-    assert run.of("test_other", "setup")["sections"][-1] == ["Captured stdout setup", "module up\n"]
+    assert run.of("test_other", "setup")["sections"][0] == ["Captured stdout setup", "module up\n"]
 
 
 def test_wider_fixtures_fail(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -330,7 +346,7 @@ def test_classes_and_modules(pytester: pytest.Pytester, both_ways: BothWays) -> 
         """
     )
     run = both_ways("-rA", "-v")
-    assert run.outcomes() == {"passed": 6, "failed": 1, "errors": 1}
+    assert run.outcomes() == {"passed": 7, "failed": 1, "errors": 1}
 
 
 def test_unittest(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -356,10 +372,6 @@ def test_unittest(pytester: pytest.Pytester, both_ways: BothWays) -> None:
             def test_expected(self): self.fail()
             @unittest.expectedFailure
             def test_unexpected(self): pass
-            def test_subtests(self):
-                for number in range(4):
-                    with self.subTest("numbers", number=number):
-                        self.assertNotEqual(number % 2, 1)
             def test_raises_skip(self): raise unittest.SkipTest("raised")
             def test_cleanup_fails(self): self.addCleanup(lambda: 1 / 0)
 
@@ -383,9 +395,29 @@ def test_unittest(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         """
     )
     run = both_ways("-rA", "-v")
-    assert len([report for report in run.reports if report["kind"] == "SubtestReport"]) >= 2
     assert run.of("Async::test_sleeps")["outcome"] == "passed"
     assert run.of("Async::test_fails")["outcome"] == "failed"
+
+
+def test_unittest_subtests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Failed subtests of unittest are told of one by one, and fail the run."""
+    pytester.makepyfile(
+        """
+        import unittest
+        class Case(unittest.TestCase):
+            def test_it(self):
+                print("printed")
+                for number in range(4):
+                    with self.subTest("numbers", number=number):
+                        self.assertNotEqual(number % 2, 1)
+        """
+    )
+    run = run_inner("--crate-all", "-v")
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    subtests = [report["outcome"] for report in run.reports if report["kind"] == "SubtestReport"]
+    assert subtests == ["passed", "failed", "passed", "failed"]
+    assert run.of("test_it", "teardown")["sections"] == [["Captured stdout call", "printed\n"]]
+    assert "(number=1)" in run.text
 
 
 def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -421,9 +453,9 @@ def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         """
     )
     run = both_ways("-rA", "-v")
-    assert run.of("test_mixed")["outcome"] == "passed" or "subtest" in run.of("test_mixed")["longrepr"]
-    assert run.ret == pytest.ExitCode.TESTS_FAILED
-    assert "number=1" in run.text
+    assert "test_mixed SUBFAILED[number] (number=1)" in run.text
+    assert run.of("test_all_pass", "teardown")["outcome"] == "passed"
+    assert len([report for report in run.reports if report["longrepr"] == "contains 1 failed subtest"]) == 3
 
 
 def test_doctests(pytester: pytest.Pytester, both_ways: BothWays) -> None:

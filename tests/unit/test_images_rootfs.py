@@ -254,13 +254,13 @@ def test_a_replaced_directorys_mode_reaches_nothing_else(root: Path) -> None:
     extract(
         root,
         archive(
+            directory("c/d", 0o777),
+            member("c", b"x", mode=0o600),
             directory("a"),
             directory("a/sub", 0o777),
             directory("b"),
             directory("b/sub", 0o711),
             symlink("a", "b"),
-            directory("c/d", 0o777),
-            member("c", b"x", mode=0o600),
         ),
     )
     assert stat.S_IMODE((root / "b/sub").stat().st_mode) == 0o711

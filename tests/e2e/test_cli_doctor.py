@@ -1,0 +1,116 @@
+"""``pytest-crate doctor`` and ``pytest --crate-doctor`` on the real host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_crate.cli import main
+from pytest_crate.kernel import libc
+from pytest_crate.sandbox import doctor
+
+WHOLE_HOST = pytest.mark.needs("root", "overlay", *(f"{key} limit" for key in ("memory", "swap", "cpus", "pids")))
+
+
+@WHOLE_HOST
+def test_a_host_that_enforces(capfd: pytest.CaptureFixture[str]) -> None:
+    """Here crates are enforced: status 0, a whole crate among the rows, in less than two seconds, without colour."""
+    began = time.monotonic()
+    assert main(["doctor"]) == 0
+    assert time.monotonic() - began < 2
+    out, err = capfd.readouterr()
+    assert (err, "\x1b" in out) == ("", False)
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith("ok        a whole crate    made, limited, used and removed in ")]
+    assert lines[-1] == "Crates are fully enforced here."
+
+
+@WHOLE_HOST
+def test_json(capfd: pytest.CaptureFixture[str]) -> None:
+    """``--json`` has the same rows as data."""
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    rows = {row["feature"]: row for row in found["rows"]}
+    assert found["enforced"] is True
+    assert rows["memory limit"] == {
+        "feature": "memory limit",
+        "status": "ok",
+        "detail": "enforced",
+        "affects": ["memory"],
+        "remedy": "",
+    }
+    assert rows["a whole crate"]["status"] == "ok"
+
+
+@WHOLE_HOST
+def test_from_pytest(tmp_path: Path) -> None:
+    """``pytest --crate-doctor`` prints the same, collects nothing, and has the same status."""
+    (tmp_path / "test_it.py").write_text("raise SystemError('collected')")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--crate-doctor", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("kernel ")
+    assert done.stdout.endswith("Crates are fully enforced here.\n")
+
+
+@pytest.mark.needs("unprivileged user")
+def test_an_ordinary_user(tmp_path: Path) -> None:
+    """Any user can ask; whoever may make no cgroups is told which keys that concerns, and gets status 1."""
+    tmp_path.chmod(0o777)
+    told = tmp_path / "told"
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            libc.prctl("own /proc/self again", libc.PR_SET_DUMPABLE, 1)
+            found = doctor.examine()
+            told.write_text(json.dumps(found.to_json()))
+            status = 0 if found.enforced else 1
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    rows = {row["feature"]: row for row in json.loads(told.read_text())["rows"]}
+    assert rows["memory limit"]["status"] == "missing"
+    assert rows["memory limit"]["affects"] == ["memory"]
+    assert "a whole crate" in rows
+
+
+@pytest.mark.needs("root", "overlay", "cpus limit")
+def test_a_limit_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that takes a limit and does not enforce it is found out: the crate is used, not only made."""
+    monkeypatch.setattr("pytest_crate.kernel.cgroup_v1.CgroupV1.limit", lambda self, spec: None, raising=False)
+    monkeypatch.setattr(doctor, "_SCRIPT", "print('crate-doctor', end='')\nimport time\nwhile time.time() < 0: pass")
+    rows = {row.feature: row for row in doctor.examine().rows}
+    assert rows["a whole crate"].status == "ok"
+
+
+@pytest.mark.needs("root")
+def test_a_program_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crate in which a program can't run is no crate: the row has the program's last words."""
+    monkeypatch.setattr(doctor, "_SCRIPT", "raise SystemExit('no such luck')")
+    rows = {row.feature: row for row in doctor.examine().rows}
+    assert rows["a whole crate"].status == "missing"
+    assert rows["a whole crate"].detail == "a program in it ended with 1: no such luck"
+
+
+def test_no_such_cgroup(capfd: pytest.CaptureFixture[str]) -> None:
+    """A cgroup parent that doesn't exist is said with the command that makes it."""
+    assert main(["doctor", "--cgroup-parent", "/no/such/cgroup"]) == 2
+    assert capfd.readouterr().err.startswith(
+        "pytest-crate doctor: the configured cgroup '/no/such/cgroup' does not exist"
+    )

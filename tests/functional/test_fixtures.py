@@ -1,0 +1,113 @@
+"""pytest's own fixtures work inside a crate as they do outside."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import BothWays, RunInner
+
+
+def test_builtin_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """capsys, capfd, caplog, monkeypatch, tmp_path, cache, pytestconfig, request and the like do their work."""
+    pytester.makepyfile(
+        """
+        import logging, os, subprocess, sys, pytest
+        def test_capsys(capsys):
+            print("out"); print("err", file=sys.stderr)
+            assert capsys.readouterr() == ("out\\n", "err\\n")
+            with capsys.disabled(): pass
+            print("left over")
+        def test_capfd(capfd):
+            subprocess.run(["echo", "out"]); os.write(2, b"err")
+            assert capfd.readouterr() == ("out\\n", "err")
+        def test_capfdbinary(capfdbinary): os.write(1, b"\\xff"); assert capfdbinary.readouterr().out == b"\\xff"
+        def test_capteesys(capteesys): print("both"); assert capteesys.readouterr().out == "both\\n"
+        def test_child_output(): subprocess.run(["sh", "-c", "echo out; echo err >&2"]); assert 0
+        def test_caplog(caplog):
+            caplog.set_level(logging.DEBUG); logging.debug("seen")
+            assert caplog.messages == ["seen"] and caplog.get_records("setup") == []
+            assert 0
+        def test_monkeypatch(monkeypatch, tmp_path):
+            monkeypatch.setenv("A", "1"); monkeypatch.chdir(tmp_path); monkeypatch.setattr(os, "name", "other")
+            assert os.environ["A"] == "1" and os.getcwd() == str(tmp_path)
+        def test_tmp_path(tmp_path, tmp_path_factory, request):
+            (tmp_path / "file").write_text("kept"); assert tmp_path.name == "test_tmp_path0"
+            other = tmp_path_factory.mktemp("other"); assert other.parent == tmp_path_factory.getbasetemp()
+        @pytest.fixture(scope="session")
+        def shared(tmp_path_factory):
+            path = tmp_path_factory.mktemp("shared"); (path / "f").write_text("from session"); return path
+        def test_shared(shared): assert (shared / "f").read_text() == "from session"; (shared / "g").touch()
+        def test_shared_again(shared): assert (shared / "g").exists()
+        def test_request(request, pytestconfig):
+            assert request.config is pytestconfig and request.node.name == "test_request"
+            assert request.getfixturevalue("tmp_path").is_dir()
+        def test_stdin():
+            with pytest.raises(OSError): input()
+        @pytest.mark.usefixtures("monkeypatch")
+        def test_doctest_namespace(doctest_namespace): pass
+        def test_tmpdir_again(tmp_path): assert not list(tmp_path.iterdir())
+        """
+    )
+    run = both_ways("-rA", "-v")
+    assert run.outcomes() == {"passed": 14, "failed": 2}
+
+
+def test_tmp_path_is_kept_on_the_host(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """tmp_path is below one basetemp, on the host, also by pytest's numbered default; failed tests' are kept."""
+    pytester.makepyfile(
+        """
+        def test_passes(tmp_path): (tmp_path / "file").write_text("one")
+        def test_fails(tmp_path): (tmp_path / "file").write_text("two"); assert 0
+        """
+    )
+    base = pytester.path / "base"
+    run_inner("--crate-all", f"--basetemp={base}", "-o", "tmp_path_retention_policy=failed")
+    assert [path.relative_to(base).as_posix() for path in base.rglob("file")] == ["test_fails0/file"]
+    assert (base / "test_fails0" / "file").read_text() == "two"
+
+
+def test_cache_written_inside_is_the_crates_own(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """config.cache can be read and written in a body; the project's files are as before afterwards."""
+    pytester.makepyfile(
+        """
+        import pathlib
+        def test_writes(request):
+            request.config.cache.set("a/b", 1); assert request.config.cache.get("a/b", 0) == 1
+            pathlib.Path("made").write_text("x")
+        def test_reads(request): assert not pathlib.Path("made").exists()
+        """
+    )
+    assert run_inner("--crate-all").outcomes() == {"passed": 2}
+    assert not (pytester.path / "made").exists()
+
+
+def test_what_the_project_gets_during_the_run(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A file that a session fixture writes into the project, and a module imported late, are seen by later bodies."""
+    pytester.makepyfile(
+        """
+        import pathlib, sys, pytest
+        @pytest.fixture(scope="module")
+        def generated():
+            pathlib.Path("generated_module.py").write_text("VALUE = 7"); sys.path.insert(0, ".")
+            yield
+            sys.path.remove(".")
+        def test_before(): assert not pathlib.Path("generated_module.py").exists()
+        def test_imports(generated):
+            import generated_module
+            assert generated_module.VALUE == 7
+        """
+    )
+    assert run_inner("--crate-all").outcomes() == {"passed": 2}
+
+
+def test_project_in_a_home_directory(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Where the project's root is $HOME itself, its files are seen and its hidden ones are not."""
+    (pytester.path / ".secret").write_text("x")
+    pytester.makepyfile(
+        """
+        import os
+        def test_it(): assert os.path.exists(os.environ["HOME"] + "/test_project_in_a_home_directory.py")
+        def test_secret(): assert not os.path.exists(os.environ["HOME"] + "/.secret")
+        """
+    )
+    assert run_inner("--crate-all", env={"HOME": str(pytester.path)}).outcomes() == {"passed": 2}
