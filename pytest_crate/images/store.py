@@ -94,15 +94,15 @@ def default_store_root(environ: Mapping[str, str]) -> str:
 class ImageStore:
     """Extracts images into a directory tree that processes share.
 
-    :param root: absolute path of the store, which is created when the first image is extracted.
+    :param root: path of the store, which is created when the first image is extracted.
     :param limits: how large an image may be.
     """
 
     def __init__(self, root: str, *, limits: ExtractLimits = _DEFAULT_LIMITS) -> None:
-        self._root = root
+        self._root = os.path.abspath(root)
         self._limits = limits
         self._ownership = current_ownership()
-        self._directory = os.path.join(root, f"{_LAYOUT}-{self._ownership.name}")
+        self._directory = os.path.join(self._root, f"{_LAYOUT}-{self._ownership.name}")
 
     def open(self, source: ImageSource | str, reference: str, progress: Progress | None = None) -> Image:
         """Return an image's root filesystem, extracted now if no process did before.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CrateFailed", "crate_sandbox", "crate_sandbox_factory"]
 
-_ENTRIES = pytest.StashKey["TemporaryEntries"]()
+_ENTRIES: pytest.StashKey[TemporaryEntries] = pytest.StashKey()
 
 _MARKER = (
     "crate(memory, swap, cpus, cpuset, pids, timeout, image, network, mounts, tmpfs, env, clean_env, hostname, user, "

@@ -39,6 +39,9 @@ class Conductor:
         self.config = config
         self.crates = crates
         self._worker = getattr(config, "workerinput", {}).get("workerid")
+        # pytest keeps every report: what is the same in many is kept once.
+        self._facts: dict[str, Any] | None = None
+        self._specs: dict[CrateSpec, dict[str, object]] = {}
 
     @classmethod
     def take_over(cls, session: pytest.Session, entries: TemporaryEntries) -> None:
@@ -185,19 +188,27 @@ class Conductor:
             if result.exceeded:
                 report.sections.append(failure_section(result, used, stderr=stderr))
         data: dict[str, Any] = {
-            "worker": self._worker,
-            "spec": spec.to_json(),
+            **self._common_facts(),
+            "spec": self._spec_data(spec),
             "uncrated": uncrated,
             "crates": [
-                {**result.to_json(), **({} if used == spec else {"spec": used.to_json()})} for used, result in found
+                {**result.to_json(), **({} if used == spec else {"spec": self._spec_data(used)})} for used, result in found
             ],
-            "host": host_facts(self.crates),
-            "header": self._header(),
         }
         report.crate = data  # type: ignore[attr-defined]
         if self.config.getoption("xmlpath", None):
             record = TestRecord.from_json({**data, "nodeid": report.nodeid, "outcome": "passed"})
             report.user_properties = [*report.user_properties, *junit_properties(record)]
+
+    def _common_facts(self) -> dict[str, Any]:
+        if self._facts is None:
+            self._facts = {"worker": self._worker, "host": host_facts(self.crates), "header": self._header()}
+        return self._facts
+
+    def _spec_data(self, spec: CrateSpec) -> dict[str, object]:
+        if spec not in self._specs:
+            self._specs[spec] = spec.to_json()
+        return self._specs[spec]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -251,7 +262,11 @@ def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) 
     """Return sections with more output, each text in the section of its title, as if one process had written both."""
     merged = dict(added)
     joined = [(title, text + merged.pop(title, "")) for title, text in sections]
-    return joined + list(merged.items())
+    # pytest's own order of a phase's sections; the sort leaves all others where they are.
+    order = [f"Captured {key} teardown" for key in ("stdout", "stderr", "log")]
+    return sorted(
+        joined + list(merged.items()), key=lambda section: order.index(section[0]) if section[0] in order else -1
+    )
 
 
 def _speak_for_the_child(walk: Walk, failure: CrateFailed, report: pytest.TestReport) -> None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_crate.errors import CrateError
-
 if TYPE_CHECKING:
     from pytest_crate.report.record import TestRecord
 
@@ -51,6 +49,7 @@ class Summary:
         path = self.config.getoption("crate_report")
         if path is None or self.config.getoption("collectonly"):
             return
+        from pytest_crate.errors import CrateError
         from pytest_crate.report.document import json_report, write_report
 
         try:

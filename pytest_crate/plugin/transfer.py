@@ -15,6 +15,9 @@ MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
 
 
+_MAX_NAME_CHARACTERS = 500  # a longer text is a message
+
+
 def to_builtins(value: object) -> Any:
     """Return the value with everything that JSON can't hold replaced by its ``repr``."""
     if value is None or isinstance(value, (bool, int, float)):
@@ -80,10 +83,11 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
 
 def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        return {sys.intern(key): _copy(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_copy(item) for item in value]
-    return value
+    # pytest keeps every report: the names in the three of a test, and in all of a file, are kept once.
+    return sys.intern(value) if isinstance(value, str) and len(value) < _MAX_NAME_CHARACTERS else value
 
 
 class WarningCollector:

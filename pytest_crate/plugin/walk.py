@@ -422,10 +422,9 @@ class Walk:
                 self._channel = -1
             if self._pidfd in ready and self._channel < 0:
                 self._ended_early()
-            if self._pidfd in ready:
-                # A grandchild may hold the channel open for ever; what the child wrote is in it already.
-                if not _readable(self._channel, 0):
-                    self._ended_early()
+            # A grandchild may hold the channel open for ever; what the child wrote is in it already.
+            if self._pidfd in ready and not _readable(self._channel, 0):
+                self._ended_early()
 
     def _read_stacks(self) -> bool:
         data = os.read(self._stacks_fd, 1 << 16)

@@ -28,8 +28,14 @@ def doctor_text(host: Mapping[str, Any], *, width: int, colour: bool) -> str:
     width = max(width, _LEAST_WIDTH)
     lines = [*_wrapped(_host_line(host), width), ""]
     first = max((len(str(row["feature"])) for row in rows), default=0)
+    told: dict[tuple[str, str], str] = {}
     for row in rows:
-        lines += _row_lines(row, first, width, colour=colour)
+        fault = (str(row["detail"]), str(row["remedy"]))
+        same = told.setdefault(fault, str(row["feature"]))
+        # One cause, such as cgroups that can't be written, takes many things away.
+        again = row["status"] != "ok" and same != row["feature"]
+        shown = {**row, "detail": f"as for {same}", "remedy": ""} if again else row
+        lines += _row_lines(shown, first, width, colour=colour)
     return "\n".join([*lines, "", *_wrapped(_verdict(rows), width), ""])
 
 

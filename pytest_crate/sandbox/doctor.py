@@ -66,7 +66,7 @@ def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
         return (Row(feature=_WHOLE, status="missing", detail=str(error)),)
     finally:
         engine.close()
-    fault = _fault(done, spec) or _left_behind(sandbox.entry.enter_files)
+    fault = fault_of(done, spec) or _left_behind(sandbox.entry.enter_files)
     if fault:
         return (Row(feature=_WHOLE, status="missing", detail=fault),)
     took_msec = round((time.monotonic() - began) * 1e3)
@@ -88,7 +88,8 @@ def _spec(limits: frozenset[str]) -> CrateSpec:
     return build_spec([Layer(origin="the doctor", values=values)])
 
 
-def _fault(done: CompletedRun, spec: CrateSpec) -> str:
+def fault_of(done: CompletedRun, spec: CrateSpec) -> str:
+    """Return what shows that a crate was not what its spec says, by the doctor's program in it; empty if nothing."""
     if done.exceeded:
         return f"a program in it went over a limit: {', '.join(done.exceeded)}"
     if done.returncode != 0:

@@ -127,7 +127,7 @@ class CratePopen:
         ours, other = (writing, reading) if name == "stdin" else (reading, writing)
         stream: IO[Any] = open(ours, "wb" if name == "stdin" else "rb", buffering=-1)  # noqa: SIM115
         if self._text:
-            stream = io.TextIOWrapper(stream, write_through=name == "stdin")  # type: ignore[arg-type]
+            stream = io.TextIOWrapper(stream, write_through=name == "stdin")
         setattr(self, name, stream)
         return other
 

@@ -31,7 +31,7 @@ def pytest_runtest_logreport(report):
         "longrepr": report.longreprtext,
         "sections": [list(section) for section in report.sections],
         "properties": [
-            [name, repr(value)] for name, value in report.user_properties if not name.startswith("crate.")
+            [name, str(value)] for name, value in report.user_properties if not name.startswith("crate.")
         ],
         "location": list(report.location),
         "keywords": sorted(report.keywords),
@@ -55,6 +55,8 @@ _VARYING = (
     (re.compile(r"^\S+\.py:\d+: KeyboardInterrupt$", re.MULTILINE), "SOMEWHERE: KeyboardInterrupt"),
     # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.
     (re.compile(r"(\+ Exception Group Traceback .*?:)(?:(?:\\n|\n) *\|  (?:(?!\\n|\n).)*)+"), "\\1"),
+    # On a live log the terminal's progress is at an edge that pytest reckons from what it wrote itself.
+    (re.compile(r" +\[ *(\d+%\])"), r" [\1"),
     (re.compile(r"\b(plain|crated)\.(xml|json|cache)\b"), "WAY.\\2"),
 )
 

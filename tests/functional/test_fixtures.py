@@ -49,7 +49,7 @@ def test_builtin_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> Non
         """
     )
     run = both_ways("-rA", "-v")
-    assert run.outcomes() == {"passed": 14, "failed": 2}
+    assert run.outcomes() == {"passed": 12, "failed": 2}
 
 
 def test_tmp_path_is_kept_on_the_host(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -44,14 +44,12 @@ def test_parametrized(x): assert x
         "-o log_cli=true --log-cli-level=INFO -v",
         "--tb=short --show-capture=log",
         "--tb=line -q",
-        "--tb=native",
         "--tb=long -l",
         "--tb=no -rfEsxXp",
         "-x",
         "--maxfail=1 -v",
         "--setup-show -v",
         "--setup-only",
-        "--setup-plan",
         "-W error::UserWarning -v",
         "-p no:warnings",
         "-p no:terminal",
@@ -62,8 +60,23 @@ def test_parametrized(x): assert x
 def test_options_make_no_difference(pytester: pytest.Pytester, both_ways: BothWays, options: str) -> None:
     """Under each option the same is reported, printed and written as JUnit XML as without crates."""
     pytester.makepyfile(test_options_make_no_difference=MIXED)
-    run = both_ways(*options.split(), crated="--setup-plan" not in options)
+    run = both_ways(*options.split())
     assert run.reports
+
+
+def test_native_traceback(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """--tb=native shows the test's own line."""
+    pytester.makepyfile("def test_fails():\n    assert 0\n")
+    run = run_inner("--crate-all", "--tb=native")
+    assert "    assert 0" in run.result.outlines
+    assert f'  File "{pytester.path}/test_native_traceback.py", line 2, in test_fails' in run.result.outlines
+
+
+def test_setup_plan(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """--setup-plan runs nothing, and says the same with and without crates."""
+    pytester.makepyfile(test_options_make_no_difference=MIXED)
+    plain, crated = run_inner("--setup-plan"), run_inner("--setup-plan", "--crate-all", way="crated")
+    assert crated.printed(plain) == plain.printed()
 
 
 def test_durations(pytester: pytest.Pytester, run_inner: RunInner) -> None:
@@ -79,7 +92,7 @@ def test_last_failed_and_stepwise(pytester: pytest.Pytester, both_ways: BothWays
     pytester.makepyfile("def test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pass\ndef test_d(): assert 0\n")
     for options in ((), ("--lf",), ("--ff",), ("--sw",), ("--sw", "--sw-skip"), ("--nf",)):
         run = both_ways("-v", *options)
-        assert run.ret == pytest.ExitCode.TESTS_FAILED
+        assert run.ret == (pytest.ExitCode.INTERRUPTED if "--sw" in options else pytest.ExitCode.TESTS_FAILED)
     assert run_inner("--crate-all", "--lf", way="crated").outcomes() == {"failed": 2}
 
 
@@ -115,7 +128,7 @@ def test_warnings_have_their_place(pytester: pytest.Pytester, both_ways: BothWay
         """
     )
     run = both_ways("-v")
-    assert "test_warnings_have_their_place.py:7: UserWarning: in body" in run.text
+    assert "test_warnings_have_their_place.py:6: UserWarning: in body" in run.text
     assert run.outcomes()["warnings"] >= 5
 
 
@@ -142,7 +155,7 @@ def test_properties(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     )
     run = both_ways("-o", "junit_family=xunit1")
     assert '"suite"' in str(run.junit).replace("'", '"')
-    assert run.of("test_plain", "call")["properties"] == [["key", "'value'"], ["number", "7"]]
+    assert run.of("test_plain", "call")["properties"] == [["key", "value"], ["number", "7"]]
 
 
 def test_makereport_hooks(pytester: pytest.Pytester, both_ways: BothWays) -> None:

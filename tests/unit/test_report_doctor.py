@@ -51,7 +51,15 @@ def test_what_is_missing() -> None:
     assert "needed by: every crate\n" in text
     assert "needed by: memory, swap\n" in text
     assert f"to mend it:\n    {REMEDY}\n" in text
-    assert "NOT fully enforced here; missing: user namespaces, memory\nlimit." in text
+    assert "NOT fully enforced here; missing: user namespaces, memory limit." in " ".join(text.split())
+
+
+def test_one_cause_is_told_once() -> None:
+    """Rows with the same cause and remedy as one before refer to it."""
+    rows = [row(name, "missing", detail="read-only", affects=name, remedy=REMEDY) for name in ("cgroup", "pids")]
+    text = doctor_text(host(*rows), width=80, colour=False)
+    assert "missing   pids    as for cgroup\n                  needed by: pids\n" in text
+    assert text.count(REMEDY) == 1
 
 
 def test_what_is_degraded() -> None:

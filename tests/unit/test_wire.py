@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from pytest_crate.sandbox import wire
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
 )
 
 
-@given(st.lists(st.dictionaries(st.text(), JSON), max_size=5), st.integers(min_value=1, max_value=64))
+@given(st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=5), st.integers(min_value=1, max_value=64))
 def test_messages_arrive_whole_in_whatever_pieces(messages: list[wire.Message], size: int) -> None:
     """A stream cut anywhere gives the same messages, in order."""
     stream = b"".join(wire.encode(message) for message in messages)

@@ -1,0 +1,238 @@
+"""A test whose process is lost, or broken, is a clear failure of that test alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import RunInner
+
+CRASHES = {
+    "segfault": ("import ctypes; ctypes.string_at(0)", "the test's process was killed by SIGSEGV"),
+    "exit": ("os._exit(3)", "the test's process ended with exit status 3"),
+    "exit_zero": ("os._exit(0)", "the test's process ended with exit status 0"),
+    "abort": ("os.abort()", "the test's process was killed by SIGABRT"),
+    "kill": ("os.kill(os.getpid(), 9)", "the test's process was killed by SIGKILL"),
+    "recursion_in_c": (
+        "import sys; sys.setrecursionlimit(10**9); f = lambda g: g(g); f(f)",
+        "the test's process was killed by SIGSEGV",
+    ),
+    "closes_all": ("os.closerange(0, 65536)", "closed the descriptor that its report travels on"),
+    "closes_above_2": ("os.closerange(3, 65536)", "closed the descriptor that its report travels on"),
+    "bad_repr": ("assert Bad() == 1", "AssertionError"),
+    "bad_exception": ("raise BadError('x')", "BadError"),
+    "base_exception": ("raise Strange('y')", "Strange: y"),
+    "big_message": ("assert False, 'x' * (50 << 20)", "AssertionError: xxxxx"),
+    "deep_recursion": ("def f(): f()\n    f()", "RecursionError"),
+    "sys_exit": ("raise SystemExit(4)", "SystemExit: 4"),
+    "surrogates": ("raise ValueError('\\udcff \\x00 \\x1b[31m')", "ValueError"),
+    "memory_error": ("raise MemoryError", "MemoryError"),
+}
+
+HEAD = """
+import os, threading, time, pytest
+class Bad:
+    def __repr__(self): raise ValueError("no repr")
+class BadError(Exception):
+    def __str__(self): raise ValueError("no str")
+    __repr__ = __str__
+    def __reduce__(self): raise TypeError("no pickle")
+class Strange(BaseException): pass
+def test_before(): pass
+"""
+
+
+def test_each_crash_fails_its_test_alone(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Crashes of every kind in the body: each is told in words, those around it pass, the run ends with 1."""
+    source = HEAD
+    for name, (statement, _) in CRASHES.items():
+        source += f"def test_{name}():\n    print('said by {name}')\n    {statement}\ndef test_after_{name}(): pass\n"
+    pytester.makepyfile(source)
+    run = run_inner("--crate-all", "-rf")
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    assert run.outcomes() == {"passed": len(CRASHES) + 1, "failed": len(CRASHES)}
+    for name, (_, words) in CRASHES.items():
+        report = run.of(f"::test_{name}")
+        assert words in report["longrepr"], name
+        assert ["Captured stdout call", f"said by {name}\n"] in report["sections"], name
+    assert len(run.of("::test_big_message")["longrepr"]) < 20 << 20
+
+
+@pytest.mark.parametrize("phase", ["setup", "call", "teardown"])
+def test_crash_in_each_phase(pytester: pytest.Pytester, run_inner: RunInner, phase: str) -> None:
+    """A crash in set-up or tear-down is an error of that phase; wider fixtures are torn down, later tests run."""
+    statements = {name: "os._exit(9)" if name == phase else "pass" for name in ("setup", "call", "teardown")}
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        @pytest.fixture(scope="module")
+        def wide():
+            yield
+            open("wide-down", "w").close()
+        @pytest.fixture
+        def fixture():
+            {statements["setup"]}
+            yield
+            {statements["teardown"]}
+        def test_crashes(wide, fixture): {statements["call"]}
+        def test_after(wide): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    expected = {
+        "setup": {"passed": 1, "errors": 1},
+        "call": {"passed": 1, "failed": 1},
+        "teardown": {"passed": 2, "errors": 1},
+    }
+    assert run.outcomes() == expected[phase]
+    assert "ended with exit status 9 before it could report" in run.of("test_crashes", phase)["longrepr"]
+    assert run.of("test_crashes", "teardown")["crates"] == ["body"]
+    assert (pytester.path / "wide-down").exists()
+
+
+def test_crash_and_expected_failure(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A crash is not what an xfail foresaw, unless raises= names it."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        from pytest_crate.plugin import CrateFailed
+        @pytest.mark.xfail(reason="something else")
+        def test_xfail(): os._exit(1)
+        @pytest.mark.xfail(strict=True)
+        def test_strict(): os._exit(1)
+        @pytest.mark.xfail(raises=ValueError)
+        def test_other(): os._exit(1)
+        @pytest.mark.xfail(raises=CrateFailed)
+        def test_named(): os._exit(1)
+        @pytest.mark.xfail(raises=(ValueError, CrateFailed), strict=True)
+        def test_named_among(): os._exit(1)
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"failed": 3, "xfailed": 2}
+    assert run.of("test_xfail")["wasxfail"] is None
+
+
+def test_forks_and_threads(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A fork that comes back into pytest, daemons, and threads left running neither double nor hold up a report."""
+    pytester.makepyfile(
+        """
+        import os, threading, time, pytest
+        def test_fork_returns():
+            if os.fork() == 0: return
+            os.wait()
+        def test_fork_fails():
+            assert os.fork()
+        def test_fork_raises():
+            if not os.fork(): raise SystemExit(1)
+        def test_fork_skips():
+            if not os.fork(): pytest.skip("child")
+            os.wait()
+        def test_fork_exits():
+            if not os.fork(): pytest.exit("child")
+            os.wait()
+        @pytest.fixture
+        def forks(): os.fork(); yield
+        def test_fork_in_fixture(forks): pass
+        def test_daemon():
+            if os.fork() == 0:
+                os.setsid(); time.sleep(600)
+        def test_thread(): threading.Thread(target=time.sleep, args=(600,)).start()
+        def test_daemon_thread(): threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        def test_last(): pass
+        """
+    )
+    run = run_inner("--crate-all", "-v")
+    assert run.outcomes() == {"passed": 10}
+    assert len(run.reports) == 30
+
+
+def test_garbage_on_every_descriptor(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A body that writes to all that it inherited spoils its own report, and nothing else."""
+    pytester.makepyfile(
+        """
+        import os
+        def test_garbage():
+            for fd in range(3, 64):
+                try: os.write(fd, b"\\xff" * 64)
+                except OSError: pass
+        def test_small_frame():
+            for fd in range(3, 64):
+                try: os.write(fd, b"\\x00\\x00\\x00\\x02{}")
+                except OSError: pass
+        def test_not_an_object():
+            for fd in range(3, 64):
+                try: os.write(fd, b"\\x00\\x00\\x00\\x0d{\\"phase\\": \\"call\\"}"[:17])
+                except OSError: pass
+        def test_after(): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.of("test_garbage")["outcome"] == "failed"
+    assert "wrote to its report's descriptor" in run.of("test_garbage")["longrepr"]
+    assert run.of("test_after")["outcome"] == "passed"
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_forged_report(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Messages that lack what a report has are a failure of their test, not of the run."""
+    pytester.makepyfile(
+        """
+        import json, os, pytest
+        MESSAGES = [{"phase": "call"}, {"phase": "call", "report": 3, "properties": [], "failed_subtests": 0},
+                    {"logged": {}}, {"stop": {}}, {"warnings": 3}, {"sandbox_error": {}}, {"phase": "call", "report": {}}]
+        @pytest.mark.parametrize("number", range(len(MESSAGES)))
+        def test_forged(number):
+            body = json.dumps(MESSAGES[number]).encode()
+            for fd in range(3, 64):
+                try: os.write(fd, len(body).to_bytes(4, "big") + body)
+                except OSError: pass
+        def test_after(): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"failed": 7, "passed": 1}
+
+
+@pytest.mark.parametrize("seconds", [1])
+def test_stopped_process(pytester: pytest.Pytester, run_inner: RunInner, seconds: int) -> None:
+    """A process that stops itself is killed at the timeout; what ignores signals, in tear-down too."""
+    pytester.makepyfile(
+        f"""
+        import os, signal, time, pytest
+        pytestmark = pytest.mark.crate(timeout={seconds})
+        def test_stops(): os.kill(os.getpid(), signal.SIGSTOP)
+        def test_ignores():
+            for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
+            while True: time.sleep(60)
+        @pytest.fixture
+        def hangs():
+            yield
+            time.sleep(60)
+        def test_teardown(hangs): pass
+        def test_after(): pass
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 2, "failed": 2, "errors": 1}
+    assert "timeout of 1 s exceeded" in run.of("test_stops")["longrepr"]
+    assert any("in test_ignores" in text for _, text in run.of("test_ignores")["sections"])
+
+
+def test_other_tests_are_unharmed_by_a_dead_launcher(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """When the launcher is killed, the test that runs fails, and the next gets another launcher."""
+    pytester.makepyfile(
+        """
+        import os, signal, psutil, pytest
+        @pytest.fixture(scope="module")
+        def launcher_killed():
+            for child in psutil.Process().children():
+                if child.name().startswith("crate-launcher"): child.kill(); child.wait()
+        def test_before(): pass
+        def test_first(launcher_killed): pass
+        def test_second(launcher_killed): pass
+        """
+    )
+    run = run_inner("--crate-all", "-rA")
+    assert run.of("test_second")["outcome"] == "passed"
+    assert run.of("test_first", "setup")["outcome"] in ("passed", "failed")
+    assert "INTERNALERROR" not in run.text

@@ -1,0 +1,51 @@
+"""What the doctor makes of the program that it runs in a crate."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_crate.sandbox.doctor import fault_of
+from pytest_crate.sandbox.program import CompletedRun
+from pytest_crate.spec import CrateSpec
+from pytest_crate.usage import Usage
+
+SPEC = CrateSpec(cpu_quota_usec=20_000, memory_bytes=256 << 20)
+
+
+def run(
+    *, returncode: int = 0, stdout: str = "crate-doctor", cpu: int | None = 60_000, wall: int = 210_000
+) -> CompletedRun:
+    return CompletedRun(
+        args=("python",),
+        returncode=returncode,
+        stdout=stdout,
+        stderr="",
+        usage=Usage(cpu_usage_usec=cpu, wall_usec=wall),
+    )
+
+
+def test_a_crate_as_specified() -> None:
+    """60 ms of CPU time in 210 ms are what a fifth of a CPU allows; what isn't known proves nothing."""
+    assert fault_of(run(), SPEC) == ""
+    assert fault_of(run(cpu=None), SPEC) == ""
+    assert fault_of(run(wall=60_000), CrateSpec()) == ""
+
+
+def test_a_cpu_limit_that_does_not_hold() -> None:
+    """60 ms of CPU time in 60 ms are more than two periods of a fifth allow: the limit is not enforced."""
+    assert fault_of(run(wall=60_000), SPEC) == (
+        "the CPU limit did not hold: 60000 us of CPU time in 60000 us, 40000 us were allowed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        (run(returncode=-11), "a program in it ended with -11: "),
+        (run(stdout="outside"), "a program in it saw the host name 'outside' instead of 'crate-doctor'"),
+    ],
+    ids=["signal", "hostname"],
+)
+def test_a_program_that_fails(done: CompletedRun, said: str) -> None:
+    """A program that crashes, or sees the host's name, was in no crate as it should be."""
+    assert fault_of(done, SPEC) == said
