@@ -80,6 +80,9 @@ class HostTable:
             "two cpus": ("there is one CPU only", lambda: len(os.sched_getaffinity(0)) > 1),
             "alpine": ("CRATE_TEST_IMAGES names no directory with an alpine-*.tar.gz", lambda: bool(alpine_images())),
             "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
+            "zstd program": ("zstd(1) is not installed", lambda: shutil.which("zstd") is not None),
+            "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
+            "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }
@@ -123,6 +126,11 @@ def _importable(name: str) -> bool:
         return False
 
 
+def _has_gnu_tar() -> bool:
+    tar = shutil.which("tar")
+    return tar is not None and "GNU" in subprocess.check_output([tar, "--version"], text=True)
+
+
 def own_cgroups(*versions: int) -> list[str]:
     """Return the directories of this process's own control group in the hierarchies of these versions."""
     membership = cgroup.parse_membership(Path("/proc/self/cgroup").read_text())
@@ -141,7 +149,10 @@ def public_python() -> str | None:
     for path in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
         command = [path, "-I", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
         try:
-            if subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=False).returncode == 0:
+            if (
+                subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=False).returncode
+                == 0
+            ):
                 return path
         except (FileNotFoundError, PermissionError):
             continue

@@ -192,7 +192,8 @@ class Conductor:
             "spec": self._spec_data(spec),
             "uncrated": uncrated,
             "crates": [
-                {**result.to_json(), **({} if used == spec else {"spec": self._spec_data(used)})} for used, result in found
+                {**result.to_json(), **({} if used == spec else {"spec": self._spec_data(used)})}
+                for used, result in found
             ],
         }
         report.crate = data  # type: ignore[attr-defined]

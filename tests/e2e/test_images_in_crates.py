@@ -48,7 +48,8 @@ SUITE = """
     def test_program_finds_an_ordinary_system(crate_sandbox):
         assert crate_sandbox.run(["pwd"], check=True).stdout == "/\\n"
         assert crate_sandbox.run(["sh", "-c", "echo $HOME"], user="root", check=True).stdout == "/root\\n"
-        done = crate_sandbox.run(["sh", "-c", "touch /etc/new /usr/new && rm -r /home && mkdir /tmp/a && ls /dev"], check=True)
+        script = "touch /etc/new /usr/new && rm -r /home && mkdir /tmp/a && ls /dev"
+        done = crate_sandbox.run(["sh", "-c", script], check=True)
         assert "null" in done.stdout.split()
         assert crate_sandbox.run(["id", "-u"], user="nobody", check=True).stdout == "65534\\n"
 

@@ -21,7 +21,7 @@ from pytest_crate.images.rootfs import Contents, ExtractLimits, RootfsBuilder
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners, and being another user, take root")
+pytestmark = pytest.mark.needs("root")
 
 NOBODY = 65534
 # As setcap(8) writes it: version 2 with the effective bit, cap_net_raw permitted (linux/capability.h).

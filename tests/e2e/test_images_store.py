@@ -21,7 +21,7 @@ from pytest_crate.images import Image, ImageStore, resolve_reference
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, and being another user, take root")
+as_root = pytest.mark.needs("root")
 
 NOBODY = 65534
 
@@ -293,14 +293,9 @@ def test_an_image_in_a_user_namespace_without_its_ids_is_the_users_own(tmp_path:
     assert os.stat(f"{rootfs}/sh").st_uid == 0
 
 
+@pytest.mark.needs("zstd", "zstd program")
 def test_zst_archives_are_read_as_zstd_writes_them(tmp_path: Path) -> None:
     """With the zstd extra, a .tar.zst is one more archive."""
-    if not shutil.which("zstd"):
-        pytest.skip("zstd(1) writes the archive")
-    try:
-        __import__("compression.zstd")
-    except ImportError:
-        pytest.importorskip("zstandard")
     plain = tmp_path / "rootfs.tar"
     plain.write_bytes(archive(sh=b"x" * 100_000))
     subprocess.run(["zstd", "-q", str(plain)], check=True)

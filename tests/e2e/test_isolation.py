@@ -231,7 +231,8 @@ def test_kernel_file_systems(run_crated: RunCrated) -> None:
 
         def test_sys_is_read_only():
             assert os.statvfs("/sys").f_flag & os.ST_RDONLY
-            writable = [path for path in Path("/sys/kernel/mm").rglob("*") if path.is_file() and path.stat().st_mode & 0o200]
+            files = [path for path in Path("/sys/kernel/mm").rglob("*") if path.is_file()]
+            writable = [path for path in files if path.stat().st_mode & 0o200]
             assert writable
             for path in writable:
                 assert refusal(path) == errno.EROFS
@@ -354,6 +355,6 @@ CONFINEMENT = """
 
 
 def test_confinement(run_crated: RunCrated) -> None:
-    """Bodies, their children and programs have the default capabilities, no_new_privs and the system call filter; another
-    user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the engine's."""
+    """Bodies, their children and programs have the default capabilities, no_new_privs and the system call filter;
+    another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the engine's."""
     assert run_crated(CONFINEMENT).all_passed()

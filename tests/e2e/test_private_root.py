@@ -61,7 +61,18 @@ def test_writes_vanish(run_crated: RunCrated, pytester: pytest.Pytester, home: P
             assert imported_inside.VALUE == 1
     """)
     assert run.all_passed()
-    places = ["/", "/etc", str(home), str(pytester.path), "/tmp", "/var/tmp", "/run", "/usr/bin", "/dev/shm", "/var/lib"]
+    places = [
+        "/",
+        "/etc",
+        str(home),
+        str(pytester.path),
+        "/tmp",
+        "/var/tmp",
+        "/run",
+        "/usr/bin",
+        "/dev/shm",
+        "/var/lib",
+    ]
     assert [place for place in places if os.path.exists(f"{place}/pytest-crate-e2e")] == []
     assert (pytester.path / "kept.txt").read_text() == "kept"
     assert not (pytester.path / "moved.txt").exists()
@@ -269,7 +280,10 @@ def test_temporary_directories_hold_this_run_only(run_crated: RunCrated) -> None
 
             def test_socket_for_a_program(bare_socket, crate_sandbox):
                 import sys
-                script = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(99))"
+                script = (
+                    "import socket, sys\\nclient = socket.socket(socket.AF_UNIX)\\n"
+                    "client.connect(sys.argv[1])\\nprint(client.recv(99))"
+                )
                 done = crate_sandbox.run([sys.executable, "-c", script, bare_socket], check=True)
                 assert bare_socket in done.stdout
         """)

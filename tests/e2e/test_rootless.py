@@ -66,9 +66,9 @@ def run_as_user(packages: Path, user_directory: Path, interpreter_for_everyone: 
         (project / "test_inner.py").write_text(textwrap.dedent(source))
         os.chown(project / "test_inner.py", NOBODY, NOBODY)
         (project / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+        options = "-rA -p no:cacheprovider -p pytest_crate.plugin --crate-report=crates.json"
         done = subprocess.run(
-            [interpreter_for_everyone, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_crate.plugin"]
-            + ["-rA", f"--basetemp={user_directory}/base", "--crate-report=crates.json", *args],
+            [interpreter_for_everyone, "-B", "-m", "pytest", *options.split(), f"--basetemp={user_directory}/base", *args],
             user=NOBODY,
             group=NOBODY,
             extra_groups=[],
@@ -195,8 +195,8 @@ def test_isolation_is_whole(run_as_user: RunAsUser, user_directory: Path) -> Non
 
 @pytest.mark.needs("cgroup v1")
 def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
-    """On cgroup v1 an ordinary user gets no limits: a test that asks for one fails before its body runs, with the reason
-    and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
+    """On cgroup v1 an ordinary user gets no limits: a test that asks for one fails before its body runs, with the
+    reason and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
     text, tests = run_as_user("""
         import pytest
 
@@ -231,7 +231,8 @@ def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
 
 @pytest.mark.needs("cgroup v1")
 def test_skip_policy(run_as_user: RunAsUser, user_directory: Path) -> None:
-    """With crate_unsupported = skip a test that asks for a limit is skipped with the reason; --crate-require fails it."""
+    """With crate_unsupported = skip a test that asks for a limit is skipped with the reason; --crate-require
+    fails it."""
     source = """
         import pytest
 

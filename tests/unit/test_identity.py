@@ -150,3 +150,13 @@ def test_write_id_maps_denies_setgroups_first(proc: Path) -> None:
     assert (caught.value.errno, caught.value.path) == (errno.ENOENT, f"{proc}/42/setgroups")
     assert (proc / "42/uid_map").read_text(encoding="ascii") == ""
     assert (proc / "42/gid_map").read_text(encoding="ascii") == ""
+
+
+@pytest.mark.parametrize(
+    ("user", "shell"),
+    [("root", "/bin/ash"), ("0:daemon", "/bin/ash"), ("www", "/bin/sh"), ("old", "/bin/sh"), ("4711", "/bin/sh")],
+)
+def test_login_shell(user: str, shell: str) -> None:
+    """A user's shell is the user database's; /bin/sh for one that has none, may not log in, or isn't there."""
+    passwd = "root:x:0:0:root:/root:/bin/ash\nwww:x:33:33::/var/www:/usr/sbin/nologin\nold:x:5:5::/:\n"
+    assert identity.login_shell(user, passwd) == shell
