@@ -265,12 +265,12 @@ def descendants() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-def open_files() -> dict[int, str]:
-    """Return what each open descriptor of this process refers to."""
-    found = {}
+def open_files() -> set[tuple[int, str]]:
+    """Return the open descriptors of this process, and what each refers to."""
+    found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
         except FileNotFoundError:  # the listing's own descriptor
             continue
     return found
@@ -284,19 +284,17 @@ def _reap_orphans(known: set[int]) -> None:
             continue  # a child's child, or reaped by subprocess meanwhile
 
 
+def _what_is_there() -> set[object]:
+    return {*crate_mounts(), *leftover_cgroups(), *descendants(), *open_files()}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
     if not {"e2e", "functional"} & set(request.node.path.parts):
         yield
         return
-    states: tuple[Callable[[], set[str] | set[int] | dict[int, str]], ...] = (
-        crate_mounts,
-        leftover_cgroups,
-        descendants,
-        open_files,
-    )
-    before = [state() for state in states]
+    before = _what_is_there()
     known = descendants()
     libc.prctl("adopt orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
     try:
@@ -304,11 +302,11 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         end = time.monotonic() + 10
         while True:
             _reap_orphans(known)
-            after = [state() for state in states]
+            left = _what_is_there() - before
             # What ends by itself, such as a launcher whose pytest was killed, may take a moment.
-            if after == before or time.monotonic() > end:
+            if not left or time.monotonic() > end:
                 break
             time.sleep(0.02)
     finally:
         libc.prctl("adopt no more orphans", libc.PR_SET_CHILD_SUBREAPER, 0)
-    assert after == before
+    assert left == set()

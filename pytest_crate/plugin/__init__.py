@@ -66,6 +66,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     return None
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not config.getoption("crate_off"):
+        return None
+    from pytest_crate.report.header import header_line
+
+    return header_line(kernel_release="", cgroup_version=None, off=True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Once the items are settled: give each that wants one its crate, and load the walk if there is any."""
@@ -84,4 +92,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from pytest_crate.sandbox.temporary import TemporaryEntries
 
         entries = TemporaryEntries()
-    Conductor.take_over(session, entries)
+    try:
+        Conductor.take_over(session, entries)
+    except pytest.UsageError as error:
+        # An xdist worker's way to tell its controller, which raises it again (Summary).
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["crate_usage_error"] = [str(message) for message in error.args]
+        raise

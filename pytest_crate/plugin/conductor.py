@@ -78,7 +78,6 @@ class Conductor:
             rootfs="overlay",
             not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]
-            off=self.config.getoption("crate_off"),
         )
 
     def pytest_unconfigure(self) -> None:

@@ -17,7 +17,7 @@ class Summary:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self._outcomes: dict[str, str] = {}
-        self._records: list[TestRecord] = []
+        self._tests: list[tuple[str, str, dict[str, Any]]] = []
         self._specs: dict[str, dict[str, Any]] = {}
         self._host: dict[str, Any] = {}
         self._header = ""
@@ -35,13 +35,25 @@ class Summary:
             outcome = "error" if report.failed and earlier in ("passed", "xpassed") else earlier
             self._add(report.nodeid, outcome, data)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Raise what an xdist worker found wrong with its crates: by itself, xdist would say nothing of it."""
+        messages = getattr(node, "workeroutput", {}).get("crate_usage_error")
+        if messages:
+            raise pytest.UsageError(*messages)
+
     def _add(self, nodeid: str, outcome: str, data: dict[str, Any]) -> None:
+        self._host, self._header = data["host"], data["header"]
+        # Thousands of tests share a few specs: one copy of each is kept. The rest is kept by pytest, with the report.
+        data["spec"] = self._specs.setdefault(repr(data["spec"]), data["spec"])
+        self._tests.append((nodeid, outcome, data))
+
+    def _records(self) -> list[TestRecord]:
         from pytest_crate.report.record import TestRecord
 
-        self._host, self._header = data["host"], data["header"]
-        # Thousands of tests share a few specs: one copy of each is kept.
-        spec = self._specs.setdefault(repr(data["spec"]), data["spec"])
-        self._records.append(TestRecord.from_json({**data, "spec": spec, "nodeid": nodeid, "outcome": outcome}))
+        return [
+            TestRecord.from_json({**data, "nodeid": nodeid, "outcome": outcome}) for nodeid, outcome, data in self._tests
+        ]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -53,7 +65,7 @@ class Summary:
         from pytest_crate.report.document import json_report, write_report
 
         try:
-            write_report(path, json_report(self._host, self._records))
+            write_report(path, json_report(self._host, self._records()))
         except CrateError as error:
             # What asked for the report, a CI job for instance, must not take the run for a success.
             self._report_line = (str(error), False)
@@ -64,7 +76,7 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._records:
+        if self._tests:
             self._print_table(terminalreporter)
         if self._report_line is not None:
             line, written = self._report_line
@@ -79,7 +91,7 @@ class Summary:
             terminalreporter.write_line(self._header)
         writer = self.config.get_terminal_writer()
         lines = summary(
-            self._records,
+            self._records(),
             top=self.config.getoption("crate_top"),
             width=writer.fullwidth,
             ascii_only=not _can_write("█…"),

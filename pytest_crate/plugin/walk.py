@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import pytest
@@ -99,6 +99,7 @@ class Walk:
         self._frames = wire.FrameReader()
         self._messages: deque[wire.Message] = deque()
         self._reports: dict[str, dict[str, Any]] = {}
+        self._keywords: Mapping[str, Any] = {}
         self._collapsed: set[str] = set()
         self._seen = NOTHING_YET
         self._exceeded: list[Limit] = []
@@ -311,7 +312,14 @@ class Walk:
     def mirror_report(self, when: str) -> pytest.TestReport | None:
         """In the mirror: the child's report of a phase, a new copy at each call; None if it sent none."""
         data = self._reports.get(when)
-        return None if data is None or not self._mirroring else transfer.unpack_report(self.item.config, data)
+        if data is None or not self._mirroring:
+            return None
+        report = transfer.unpack_report(self.item.config, data)
+        # pytest keeps every report: where the keywords are the same in all three, they are kept once.
+        if report.keywords == self._keywords:
+            report.keywords = self._keywords
+        self._keywords = report.keywords
+        return report
 
     def is_phase(self, when: str) -> bool:
         """Whether the report to be made is a phase's own, not one made in the midst of it (a subtest's)."""

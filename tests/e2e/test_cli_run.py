@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,13 @@ def test_image_by_bare_name(cli: Cli, alpine_image: Path, tmp_path: Path) -> Non
     assert b"no such name in ./pyproject.toml (names are 'small')" in done.stderr
 
 
-def start(*args: str, cwd: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*COMMAND, "run", *args], cwd=cwd, stdin=-3, stdout=-1, stderr=-1)
+@contextmanager
+def start(*args: str, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([*COMMAND, "run", *args], cwd=cwd, stdin=-3, stdout=-1, stderr=-1) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest_crate
 from pytest_crate.images.ownership import Ownership, current_ownership
 from pytest_crate.kernel import libc
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root's powers away")
+as_root = pytest.mark.needs("root")
 
 
 def ownership_in_user_namespace(*uid_maps: str) -> str:
@@ -70,11 +69,9 @@ def test_root_of_a_user_namespace_keeps_owners_if_it_has_a_range_of_ids(
     assert ownership_in_user_namespace(*uid_maps) == str(expected)
 
 
-@as_root
+@pytest.mark.needs("root", "setpriv")
 def test_root_without_the_power_to_change_owners_keeps_none() -> None:
     """A container that was started without CAP_CHOWN extracts as a user would."""
-    if not shutil.which("setpriv"):
-        pytest.skip("setpriv(1) takes the capability away")
     code = "from pytest_crate.images.ownership import current_ownership; print(current_ownership())"
     result = subprocess.run(
         ["setpriv", "--bounding-set=-chown", sys.executable, "-c", code],

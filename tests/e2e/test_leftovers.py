@@ -164,7 +164,7 @@ SAMPLING = """
     def pytest_runtest_logfinish(nodeid):
         global COUNT
         COUNT += 1
-        if COUNT in (100, 1000):
+        if COUNT in (50, 100, 1000):  # the first, for what sampling itself keeps
             gc.collect()
             own = psutil.Process()
             (launcher,) = own.children()

@@ -68,7 +68,15 @@ def run_as_user(packages: Path, user_directory: Path, interpreter_for_everyone: 
         (project / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
         options = "-rA -p no:cacheprovider -p pytest_crate.plugin --crate-report=crates.json"
         done = subprocess.run(
-            [interpreter_for_everyone, "-B", "-m", "pytest", *options.split(), f"--basetemp={user_directory}/base", *args],
+            [
+                interpreter_for_everyone,
+                "-B",
+                "-m",
+                "pytest",
+                *options.split(),
+                f"--basetemp={user_directory}/base",
+                *args,
+            ],
             user=NOBODY,
             group=NOBODY,
             extra_groups=[],

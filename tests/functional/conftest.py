@@ -139,6 +139,9 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
             result = pytester.runpytest_subprocess(
                 "-p",
                 "crate_recorder",
+                # Where it is installed its import takes longer than all the rest, and no inner test needs it.
+                "-p",
+                "no:hypothesispytest",
                 f"--junitxml={junit}",
                 f"-ocache_dir={tmp_path / way}.cache",
                 *args,

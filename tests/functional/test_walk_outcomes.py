@@ -525,9 +525,7 @@ def test_exits_from_the_body(pytester: pytest.Pytester, both_ways: BothWays, run
     ],
 )
 @pytest.mark.parametrize("phase", ["setup", "call", "teardown"])
-def test_interrupts(
-    pytester: pytest.Pytester, both_ways: BothWays, statement: str, code: int, phase: str
-) -> None:
+def test_interrupts(pytester: pytest.Pytester, both_ways: BothWays, statement: str, code: int, phase: str) -> None:
     """pytest.exit and KeyboardInterrupt in any phase end the run as in a plain one; wider fixtures are torn down."""
     places = {name: statement if name == phase else "pass" for name in ("setup", "call", "teardown")}
     pytester.makepyfile(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel.identity import Identity, parse_user, single_id_map, whole_id_map, write_id_maps
+from pytest_crate.kernel.identity import Identity, login_shell, parse_user, single_id_map, whole_id_map, write_id_maps
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
@@ -159,4 +159,4 @@ def test_write_id_maps_denies_setgroups_first(proc: Path) -> None:
 def test_login_shell(user: str, shell: str) -> None:
     """A user's shell is the user database's; /bin/sh for one that has none, may not log in, or isn't there."""
     passwd = "root:x:0:0:root:/root:/bin/ash\nwww:x:33:33::/var/www:/usr/sbin/nologin\nold:x:5:5::/:\n"
-    assert identity.login_shell(user, passwd) == shell
+    assert login_shell(user, passwd) == shell

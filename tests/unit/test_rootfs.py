@@ -57,7 +57,7 @@ def position(operations: list[mounts.Operation], kind: type[mounts.Operation], t
 
 
 def test_mountinfo_is_read_as_the_kernel_writes_it() -> None:
-    """Octal escapes are undone, optional fields skipped, and what lies under another mount is left out, whatever the order."""
+    """Octal escapes are undone, and what lies under another mount is left out, whatever the order of the lines."""
     assert {(mount.path, mount.kind) for mount in parse_mountinfo(MOUNTINFO)} == {
         ("/proc", "proc"),
         ("/", "ext4"),

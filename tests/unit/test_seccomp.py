@@ -82,9 +82,7 @@ def decide(program: bytes, *, arch: int, number: int, arguments: tuple[int, ...]
 def verdict(machine: str, name: str, *arguments: int, program: bytes | None = None) -> int | None:
     """Return the errno that a call is refused with, or None if it is let through."""
     table = {**CONDITIONAL[machine], **ALWAYS_EPERM[machine], **ALWAYS_ENOSYS}
-    result = decide(
-        program or build_filter(machine), arch=ARCH[machine], number=table[name], arguments=arguments
-    )
+    result = decide(program or build_filter(machine), arch=ARCH[machine], number=table[name], arguments=arguments)
     if result == ALLOW:
         return None
     assert result >> 16 == 0x0005, hex(result)

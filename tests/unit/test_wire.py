@@ -19,7 +19,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=5), st.integers(min_value=1, max_value=64))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=5), st.integers(min_value=1, max_value=64)
+)
 def test_messages_arrive_whole_in_whatever_pieces(messages: list[wire.Message], size: int) -> None:
     """A stream cut anywhere gives the same messages, in order."""
     stream = b"".join(wire.encode(message) for message in messages)

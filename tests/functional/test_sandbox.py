@@ -1,0 +1,196 @@
+"""The crate_sandbox fixture as a test sees it: programs, files, processes, limits, errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import RunInner
+
+
+def test_programs(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """run takes input, env, cwd, user, timeout, check and text, and gives what subprocess would."""
+    pytester.makepyfile(
+        """
+        import os, subprocess, pytest
+        from pytest_crate.sandbox.program import ProgramFailed
+
+        def sh(box, script, **options): return box.run(["sh", "-c", script], **options)
+
+        def test_result(crate_sandbox):
+            done = sh(crate_sandbox, "echo out; echo err >&2; exit 3")
+            assert (done.returncode, done.stdout, done.stderr, done.exceeded) == (3, "out\\n", "err\\n", ())
+            assert done.args == ("sh", "-c", "echo out; echo err >&2; exit 3")
+            assert sh(crate_sandbox, "kill -9 $$").returncode == -9
+        def test_input(crate_sandbox):
+            assert crate_sandbox.run(["cat"], input="text \\u2603").stdout == "text \\u2603"
+            assert crate_sandbox.run(["cat"], input=b"\\xff\\r\\n", text=False).stdout == b"\\xff\\r\\n"
+            assert crate_sandbox.run(["cat"]).stdout == ""
+        def test_much(crate_sandbox):
+            data = os.urandom(10 << 20)
+            assert crate_sandbox.run(["cat"], input=data, text=False).stdout == data
+            done = sh(crate_sandbox, "head -c 10485760 /dev/zero; head -c 10485760 /dev/zero >&2", text=False)
+            assert (len(done.stdout), len(done.stderr)) == (10 << 20, 10 << 20)
+            assert crate_sandbox.run(["true"], input=data).returncode == 0
+        def test_env(crate_sandbox, monkeypatch):
+            monkeypatch.setenv("OUTSIDE", "1")
+            assert sh(crate_sandbox, "echo $A-$OUTSIDE", env={"A": "x"}).stdout == "x-1\\n"
+            assert sh(crate_sandbox, "echo $A-$OUTSIDE", env={"OUTSIDE": None}).stdout == "-\\n"
+        def test_cwd(crate_sandbox, tmp_path):
+            assert crate_sandbox.run(["pwd"]).stdout.strip() == os.getcwd()
+            assert crate_sandbox.run(["pwd"], cwd="/usr").stdout == "/usr\\n"
+            assert crate_sandbox.run(["pwd"], cwd=tmp_path).stdout.strip() == str(tmp_path)
+        def test_user(crate_sandbox):
+            for user in ("nobody", 65534, "65534", "nobody:nogroup", "65534:65534"):
+                assert crate_sandbox.run(["id", "-u"], user=user).stdout == "65534\\n"
+            assert crate_sandbox.run(["id", "-u"]).stdout == f"{os.getuid()}\\n"
+        def test_timeout(crate_sandbox):
+            done = sh(crate_sandbox, "echo begun; trap '' TERM; sleep 60", timeout=0.5)
+            assert (done.returncode, done.stdout, done.exceeded) == (-9, "begun\\n", ("timeout",))
+            assert crate_sandbox.run(["true"]).returncode == 0
+        def test_check(crate_sandbox):
+            with pytest.raises(ProgramFailed, match="(?s)exit status 4.*went wrong") as caught:
+                sh(crate_sandbox, "echo went wrong >&2; exit 4", check=True)
+            assert isinstance(caught.value, subprocess.CalledProcessError) and caught.value.run.returncode == 4
+            assert sh(crate_sandbox, "exit 0", check=True).returncode == 0
+        def test_limit_is_a_result(crate_sandbox_factory):
+            box = crate_sandbox_factory(memory="32m")
+            done = box.run(["python3", "-c", "bytearray(100 << 20)"])
+            assert done.exceeded == ("memory",) and done.returncode == -9
+            with pytest.raises(ProgramFailed, match="limits exceeded: memory"):
+                box.run(["python3", "-c", "bytearray(100 << 20)"], check=True)
+            assert box.run(["true"]).exceeded == ()
+        def test_usage(crate_sandbox):
+            done = sh(crate_sandbox, "head -c 30000000 /dev/zero | tail -c 25000000 | wc -c")
+            assert done.usage.memory_peak_bytes > 20_000_000 and done.usage.pids_peak >= 3
+            again = crate_sandbox.run(["true"])
+            assert again.usage.memory_peak_bytes is None, "the peak did not rise"
+            assert crate_sandbox.usage.memory_peak_bytes == done.usage.memory_peak_bytes
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 10}
+    assert run.of("test_limit_is_a_result", "teardown")["crates"] == ["crate_sandbox[1]"]
+
+
+def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What can't be started is an error that names program, directory or user, and the crate goes on."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_crate.errors import SandboxError, SpecError
+        def test_errors(crate_sandbox):
+            with pytest.raises(SandboxError, match="no_such_program.*No such file"):
+                crate_sandbox.run(["no_such_program", "x"])
+            with pytest.raises(SandboxError, match="/etc/passwd.*Permission denied"):
+                crate_sandbox.run(["/etc/passwd"])
+            with pytest.raises(SandboxError, match="/no/such/dir"):
+                crate_sandbox.run(["true"], cwd="/no/such/dir")
+            with pytest.raises(SandboxError, match="no_such_user"):
+                crate_sandbox.run(["true"], user="no_such_user")
+            with pytest.raises(TypeError): crate_sandbox.run("true")
+            with pytest.raises(TypeError): crate_sandbox.run([])
+            assert crate_sandbox.run(["true"]).returncode == 0
+        def test_factory_errors(crate_sandbox_factory):
+            with pytest.raises(SpecError, match="memroy"): crate_sandbox_factory(memroy="1m")
+            with pytest.raises(SpecError, match="lots"): crate_sandbox_factory(memory="lots")
+        @pytest.fixture
+        def late(request): return request.getfixturevalue("crate_sandbox")
+        def test_late(late): pass
+        @pytest.mark.crate
+        def test_late_inside(request): request.getfixturevalue("crate_sandbox")
+        def test_after_close(crate_sandbox):
+            crate_sandbox.close()
+            with pytest.raises(SandboxError, match="closed"): crate_sandbox.run(["true"])
+            with pytest.raises(SandboxError, match="closed"): crate_sandbox.read_text("/etc/hostname")
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 3, "failed": 1, "errors": 1}
+    assert "not with getfixturevalue" in run.of("test_late", "setup")["longrepr"]
+    assert "crate_sandbox" in run.of("test_late_inside")["longrepr"]
+
+
+def test_missing_program_in_an_image(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A program that an image lacks: the error names program and image."""
+    (pytester.path / "rootfs" / "etc").mkdir(parents=True)
+    (pytester.path / "rootfs" / "etc" / "passwd").write_text("app:x:1234:1234::/srv:/bin/sh\n")
+    pytester.makepyprojecttoml('[tool.pytest-crate.images]\ntiny = "./rootfs"\n')
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.crate(image="tiny")
+        def test_it(crate_sandbox):
+            assert crate_sandbox.read_text("/etc/passwd").startswith("app:")
+            crate_sandbox.run(["nginx", "-t"])
+        """
+    )
+    run = run_inner("-o", "crate_image_store=store")
+    assert "nginx" in run.of("test_it")["longrepr"]
+    assert "tiny" in run.of("test_it")["longrepr"]
+
+
+def test_files_processes_and_daemons(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Files are written and read inside only; popen's programs and daemons are seen, and gone with the test."""
+    pytester.makepyfile(
+        """
+        import os, signal, subprocess, time, psutil, pytest
+        PIDS = []
+        def test_files(crate_sandbox):
+            crate_sandbox.write_text("/etc/written", "inside")
+            crate_sandbox.write_bytes("/tmp/bytes", b"\\x00\\xff")
+            assert crate_sandbox.run(["cat", "/etc/written"]).stdout == "inside"
+            assert crate_sandbox.read_bytes("/tmp/bytes") == b"\\x00\\xff"
+            assert not os.path.exists("/etc/written")
+            assert (crate_sandbox.root / "etc/written").read_text() == "inside"
+            crate_sandbox.run(["ln", "-s", "/etc/written", "/tmp/link"])
+            assert crate_sandbox.read_text("/tmp/link") == "inside"
+        def test_popen(crate_sandbox):
+            program = crate_sandbox.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert program.poll() is None
+            program.stdin.write("line\\n"); program.stdin.flush()
+            assert program.stdout.readline() == "line\\n"
+            assert [each.name() for each in crate_sandbox.processes()] == ["cat"]
+            program.terminate()
+            assert program.wait(10) == -signal.SIGTERM and crate_sandbox.processes() == []
+        def test_stdio(crate_sandbox, capfd):
+            assert crate_sandbox.popen(["sh", "-c", "echo out; echo err >&2"], stderr=subprocess.STDOUT).wait(10) == 0
+            assert capfd.readouterr().out == "out\\nerr\\n"
+        def test_daemon(crate_sandbox):
+            done = crate_sandbox.run(["sh", "-c", "(setsid sleep 600 &) ; echo started"], timeout=20)
+            assert done.stdout == "started\\n" and done.exceeded == ()
+            PIDS.extend(each.pid for each in crate_sandbox.processes())
+            assert len(PIDS) == 1
+        def test_daemon_is_gone(): assert PIDS and not psutil.pid_exists(PIDS[0])
+        def test_several(crate_sandbox, crate_sandbox_factory):
+            other = crate_sandbox_factory(hostname="other", env={"A": "1"})
+            assert [box.run(["uname", "-n"]).stdout for box in (crate_sandbox, other)] == ["crate\\n", "other\\n"]
+            crate_sandbox.write_text("/tmp/x", ""); assert other.run(["ls", "/tmp/x"]).returncode != 0
+        @pytest.fixture
+        def server(crate_sandbox):
+            crate_sandbox.write_text("/tmp/ready", "yes"); yield crate_sandbox
+            assert crate_sandbox.run(["cat", "/tmp/ready"]).stdout == "yes"
+        @pytest.mark.crate(memory="64m", timeout=30)
+        def test_through_a_fixture(server): assert server.spec.memory_bytes == 64 << 20 and os.getpid() != 2
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 7}
+    assert run.of("test_several", "teardown")["crates"] == ["crate_sandbox[1]", "crate_sandbox"]
+
+
+def test_exceeded_limits_are_shown(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A failed test that drove a crate over its limit shows that crate's section with the end of its stderr."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.crate(memory="32m")
+        def test_it(crate_sandbox):
+            crate_sandbox.run(["sh", "-c", "echo last words >&2; exec python3 -c 'bytearray(100 << 20)'"], check=True)
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"failed": 1}
+    sections = dict(run.of("test_it", "teardown")["sections"])
+    assert "memory limit 32 MiB exceeded" in sections["Crate crate_sandbox"]
+    assert "last words" in sections["Crate crate_sandbox"]
+    assert "limits exceeded: memory" in run.text
