@@ -162,5 +162,5 @@ def read_capabilities(pid: int | str = "self") -> Capabilities:
     :raises SandboxError: its status can't be read.
     """
     path = f"/proc/{pid}/status"
-    with libc.os_step("read the capabilities", "open", path), open(path, encoding="ascii", errors="replace") as file:
+    with libc.os_step("read the capabilities", "open", path), open(path, encoding="utf-8", errors="replace") as file:
         return parse_capabilities(file.read())

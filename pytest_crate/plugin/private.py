@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pytest
+from _pytest.junitxml import xml_key
 from _pytest.outcomes import Failed
 
 __all__ = [
     "Failed",
+    "add_junit_records",
     "capture_suspended",
     "drop_wider_finalizers",
     "failed_subtests",
@@ -22,6 +24,7 @@ __all__ = [
     "set_up_wider_fixtures",
     "show_fixtures",
     "show_subtest_parameters",
+    "take_junit_records",
     "tear_down_all",
 ]
 
@@ -96,14 +99,14 @@ def capture_suspended(config: pytest.Config) -> AbstractContextManager[None]:
 def failed_subtests(item: pytest.Item) -> int:
     """Return how many failed subtests pytest has counted of an item; a test with such a one fails (pytest 9)."""
     counts = _subtest_counts(item)
-    return 0 if counts is None else counts.get(_subtest_key(item), 0)
+    return 0 if counts is None else counts.get(_key(item), 0)
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
     """Have pytest know of so many failed subtests of an item."""
     counts = _subtest_counts(item)
     if counts is not None and count:
-        counts[_subtest_key(item)] = count
+        counts[_key(item)] = count
 
 
 def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
@@ -114,9 +117,29 @@ def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
     return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
 
 
-def _subtest_key(item: pytest.Item) -> object:
-    # The key is the node's id, which newer versions of pytest have as an object.
+def _key(item: pytest.Item) -> Any:
+    # What pytest keeps by node is keyed with the node's id, which newer versions have as an object.
     return getattr(item, "id", item.nodeid)
+
+
+def take_junit_records(item: pytest.Item) -> dict[str, Any] | None:
+    """In a child: take what ``record_testsuite_property`` and ``record_xml_attribute`` have recorded, as builtins."""
+    xml = item.config.stash.get(xml_key, None)
+    if xml is None:
+        return None
+    suite, xml.global_properties[:] = list(xml.global_properties), []
+    return {"suite": suite, "attributes": dict(xml.node_reporter(_key(item)).attrs)}
+
+
+def add_junit_records(item: pytest.Item, records: Mapping[str, Any] | None) -> None:
+    """Record for JUnit XML what :func:`take_junit_records` took."""
+    xml = item.config.stash.get(xml_key, None)
+    if xml is None or records is None:
+        return
+    for name, value in records["suite"]:
+        xml.add_global_property(name, value)
+    for name, value in records["attributes"].items():
+        xml.node_reporter(_key(item)).add_attribute(name, value)
 
 
 def show_subtest_parameters(report: pytest.TestReport, parameters: Mapping[str, str]) -> None:

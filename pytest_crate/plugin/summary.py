@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,13 +18,19 @@ class Summary:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self._outcomes: dict[str, str] = {}
-        self._tests: list[tuple[str, str, dict[str, Any]]] = []
+        self._records: list[TestRecord] = []
         self._specs: dict[str, dict[str, Any]] = {}
         self._host: dict[str, Any] = {}
         self._header = ""
         self._report_line: tuple[str, bool] | None = None
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
+        result = yield
+        self._take(report)
+        return result
+
+    def _take(self, report: pytest.TestReport) -> None:
         # Only what comes with crates is looked at twice: without crates this must cost nothing.
         if report.when != "teardown":
             if report.when == "call" or not report.passed:
@@ -34,6 +41,8 @@ class Summary:
         if data is not None:
             outcome = "error" if report.failed and earlier in ("passed", "xpassed") else earlier
             self._add(report.nodeid, outcome, data)
+            # pytest keeps every report to the end. The other plugins have seen it; what it carried is kept here.
+            del report.crate
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -43,17 +52,12 @@ class Summary:
             raise pytest.UsageError(*messages)
 
     def _add(self, nodeid: str, outcome: str, data: dict[str, Any]) -> None:
-        self._host, self._header = data["host"], data["header"]
-        # Thousands of tests share a few specs: one copy of each is kept. The rest is kept by pytest, with the report.
-        data["spec"] = self._specs.setdefault(repr(data["spec"]), data["spec"])
-        self._tests.append((nodeid, outcome, data))
-
-    def _records(self) -> list[TestRecord]:
         from pytest_crate.report.record import TestRecord
 
-        return [
-            TestRecord.from_json({**data, "nodeid": nodeid, "outcome": outcome}) for nodeid, outcome, data in self._tests
-        ]
+        self._host, self._header = data["host"], data["header"]
+        # Thousands of tests share a few specs: one copy of each is kept.
+        spec = self._specs.setdefault(repr(data["spec"]), data["spec"])
+        self._records.append(TestRecord.from_json({**data, "spec": spec, "nodeid": nodeid, "outcome": outcome}))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -65,7 +69,7 @@ class Summary:
         from pytest_crate.report.document import json_report, write_report
 
         try:
-            write_report(path, json_report(self._host, self._records()))
+            write_report(path, json_report(self._host, self._records))
         except CrateError as error:
             # What asked for the report, a CI job for instance, must not take the run for a success.
             self._report_line = (str(error), False)
@@ -76,7 +80,7 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._tests:
+        if self._records:
             self._print_table(terminalreporter)
         if self._report_line is not None:
             line, written = self._report_line
@@ -91,7 +95,7 @@ class Summary:
             terminalreporter.write_line(self._header)
         writer = self.config.get_terminal_writer()
         lines = summary(
-            self._records(),
+            self._records,
             top=self.config.getoption("crate_top"),
             width=writer.fullwidth,
             ascii_only=not _can_write("█…"),

@@ -214,6 +214,7 @@ class Walk:
         if self.item.config.pluginmanager.hasplugin("warnings"):
             warnings.showwarning = self._warnings
         private.drop_wider_finalizers(self.item)
+        private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
 
@@ -248,6 +249,7 @@ class Walk:
                 "warnings": self._warnings.take(),
                 "properties": transfer.properties_to_builtins(self.item.user_properties),
                 "failed_subtests": private.failed_subtests(self.item),
+                "junit": private.take_junit_records(self.item),
             }
         )
         if self._phase == "setup":
@@ -369,25 +371,43 @@ class Walk:
             while not self._messages:
                 self._messages.extend(self._read())
             message = self._messages.popleft()
-            for warning in message.get("warnings", ()):
-                transfer.show_warning(warning)
-            if "logged" in message:
-                report = transfer.unpack_report(self.item.config, message["logged"])
+            try:
+                logged, data = self._take(message, phase)
+            except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
+                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+            if logged is not None:
                 with private.capture_suspended(self.item.config):
-                    self.item.ihook.pytest_runtest_logreport(report=report)
+                    self.item.ihook.pytest_runtest_logreport(report=logged)
                 if self._left() == 0:  # a body that reports subtests without end
                     self._time_out()
-            elif "stop" in message:
-                self._stop(message["stop"])
-            elif "sandbox_error" in message:
-                error = SandboxError.from_json(message["sandbox_error"])
-                raise CrateFailed(f"the crate could not be entered: {error}")
-            elif "error" in message:
-                raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
-            elif message.get("phase") == phase:
-                self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
-                private.set_failed_subtests(self.item, message["failed_subtests"])
-                return cast("dict[str, Any]", message["report"])
+            if data is not None:
+                return data
+
+    def _take(self, message: wire.Message, phase: Phase) -> tuple[pytest.TestReport | None, dict[str, Any] | None]:
+        """Take a message of the child's: return a report to be logged, or a phase's report as it was sent.
+
+        What it holds is the word of a process that may not be trusted: it is taken apart here, and nowhere later.
+        """
+        for warning in message.get("warnings", ()):
+            transfer.show_warning(warning)
+        if "logged" in message:
+            return transfer.unpack_report(self.item.config, message["logged"]), None
+        if "stop" in message:
+            self._stop(message["stop"])
+        if "sandbox_error" in message:
+            error = SandboxError.from_json(message["sandbox_error"])
+            raise CrateFailed(f"the crate could not be entered: {error}")
+        if "error" in message:
+            raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
+        if message.get("phase") != phase:
+            return None, None
+        report = transfer.unpack_report(self.item.config, message["report"])
+        if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
+            raise ValueError(f"{report.outcome} in {report.when}")
+        self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
+        private.set_failed_subtests(self.item, message["failed_subtests"])
+        private.add_junit_records(self.item, message["junit"])
+        return None, cast("dict[str, Any]", message["report"])
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
         self.end()

@@ -140,7 +140,7 @@ def test_single_map_of_an_ordinary_user() -> None:
         libc.unshare("test", libc.CLONE_NEWUSER)
         write_id_maps("self", *single_id_map(NOBODY.uid, NOBODY.gid), deny_setgroups=True)
         become(ROOT, keep_groups=True)
-        return [who()[:2], Path("/proc/self/setgroups").read_text(encoding="ascii"), refusal(lambda: become(ROOT))]
+        return [who()[:2], Path("/proc/self/setgroups").read_text(encoding="utf-8"), refusal(lambda: become(ROOT))]
 
     assert in_child(work) == [[[0] * 3, [0] * 3], "deny\n", [errno.EPERM, "setgroups", "(0,)"]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,8 @@ def test_cpu_limit_is_shared_by_all_processes(run_crated: RunCrated) -> None:
         # A crate gets at most its share, on a busy machine less: then it isn't throttled in most periods.
         if throttled > 0.8 * wall / CPU_PERIOD_USEC:
             break
+    if throttled < 0.8 * wall / CPU_PERIOD_USEC and os.getloadavg()[0] > len(os.sched_getaffinity(0)):
+        pytest.skip("other processes leave a crate no half of a CPU")
     assert throttled > 0.8 * wall / CPU_PERIOD_USEC
     assert cpu == pytest.approx(wall / 2, rel=0.15)
 

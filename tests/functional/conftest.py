@@ -50,6 +50,7 @@ def pytest_unconfigure(config):
 _VARYING = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0xADDRESS"),
     (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
+    (re.compile(r"\(cache from \S+ ago"), "(cache from TIME ago"),
     (re.compile(r"runpytest-\d+"), "runpytest-N"),
     # A KeyboardInterrupt is raised once more where pytest waits for the crate.
     (re.compile(r"^\S+\.py:\d+: KeyboardInterrupt$", re.MULTILINE), "SOMEWHERE: KeyboardInterrupt"),

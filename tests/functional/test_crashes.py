@@ -207,3 +207,42 @@ def test_other_tests_are_unharmed_by_a_dead_launcher(pytester: pytest.Pytester, 
     assert run.of("test_second")["outcome"] == "passed"
     assert run.of("test_first", "setup")["outcome"] in ("passed", "failed")
     assert "INTERNALERROR" not in run.text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"phase": "call", "report": 3}',
+        '{"phase": "call", "report": {}, "properties": 1}',
+        '{"logged": []}',
+        '{"warnings": [1]}',
+        '{"stop": 7}',
+        '{"phase": "call", "report": {"$report_type": "TestReport", "when": "setup"}}',
+    ],
+)
+def test_a_message_that_is_no_report_fails_its_test_alone(
+    pytester: pytest.Pytester, run_inner: RunInner, message: str
+) -> None:
+    """What a body writes to its report's descriptor is taken apart with care: the run goes on."""
+    pytester.makepyfile(
+        f"""
+        import os, struct
+
+        def test_forges():
+            message = {message!r}.encode()
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    if os.readlink("/proc/self/fd/" + name).startswith("pipe:"):
+                        os.write(int(name), struct.pack(">I", len(message)) + message)
+                except OSError:
+                    pass
+
+        def test_next():
+            pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert "INTERNALERROR" not in run.text
+    assert run.of("test_forges")["outcome"] == "failed"
+    assert "wrote to its report's descriptor" in run.of("test_forges")["longrepr"]
+    assert run.of("test_next")["outcome"] == "passed"
