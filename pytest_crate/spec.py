@@ -15,6 +15,9 @@ CPU_PERIOD_USEC = 100_000
 """The bandwidth period that ``cpu_quota_usec`` refers to: the kernel's and Docker's default, 100 ms."""
 
 DEFAULT_PIDS = 512
+MAX_PIDS = 4_194_304
+"""The kernel's PID_MAX_LIMIT, proc_sys_kernel(5): no machine has more tasks."""
+MAX_TIMEOUT_SECONDS = 1_000_000_000
 NETWORKS = ("none", "host")
 UNLIMITED = "unlimited"
 
@@ -210,13 +213,16 @@ def _pids(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError(value)
     count = int(value) if isinstance(value, (int, str)) else 0
-    if not 1 <= count <= 4_194_304:  # PID_MAX_LIMIT, proc_sys_kernel(5)
+    if not 1 <= count <= MAX_PIDS:
         raise ValueError(value)
     return count
 
 
 def _timeout(value: object) -> int:
-    return max(1, round(_number(value) * 1_000_000))
+    seconds = _number(value)
+    if seconds > MAX_TIMEOUT_SECONDS:
+        raise ValueError(value)
+    return max(1, round(seconds * 1_000_000))
 
 
 def _text(value: object) -> str:
@@ -290,7 +296,7 @@ def parse_mount(value: object, directory: str = "/") -> Mount:
     """Return the mount described by ``src[:dst][:ro|rw]``; it is read-only unless ``rw`` is given.
 
     :param directory: what a relative source is relative to.
-    :raises ValueError: it has another form, or the target is not an absolute path.
+    :raises ValueError: it has another form, or the target is not an absolute path that may be covered.
     """
     parts = _text(value).split(":")
     writable = False
@@ -300,7 +306,8 @@ def parse_mount(value: object, directory: str = "/") -> Mount:
         raise ValueError(value)
     source = os.path.normpath(os.path.join(directory, os.path.expanduser(parts[0])))
     target = os.path.normpath(parts[1]) if len(parts) == 2 else source
-    if not target.startswith("/") or target == "/":
+    # A crate has these three of its own.
+    if not target.startswith("/") or target in ("/", "/dev") or re.match(r"/(proc|sys)(/|$)", target):
         raise ValueError(value)
     return Mount(source=source, target=target, writable=writable)
 
@@ -330,16 +337,21 @@ _KEYS: Mapping[str, _Key] = {
     "swap": _Key(field="swap_bytes", parse=_swap, expected=_SIZE_WORDS),
     "cpus": _Key(field="cpu_quota_usec", parse=_cpu_quota, expected="a number of CPUs, at least 0.01", unlimited=True),
     "cpuset": _Key(field="cpuset", parse=parse_cpuset, expected='CPU numbers such as "0-1" or "0,2"'),
-    "pids": _Key(field="pids", parse=_pids, expected="a number of tasks, at least 1", unlimited=True),
-    "timeout": _Key(field="timeout_usec", parse=_timeout, expected="a number of seconds above 0", unlimited=True),
+    "pids": _Key(field="pids", parse=_pids, expected=f"a number of tasks from 1 to {MAX_PIDS}", unlimited=True),
+    "timeout": _Key(
+        field="timeout_usec",
+        parse=_timeout,
+        expected=f"a number of seconds above 0, at most {MAX_TIMEOUT_SECONDS}",
+        unlimited=True,
+    ),
     "image": _Key(field="image", parse=_text, expected="an image's name or path", unlimited=False),
     "network": _Key(field="network", parse=_choice(NETWORKS), expected=one_of(NETWORKS)),
     "mounts": _Key(
         field="mounts",
         parse=_mounts,  # type: ignore[arg-type]  # the one parser that needs the layer's directory
-        expected='a list of "src[:dst][:ro|rw]" with an absolute dst',
+        expected='a list of "src[:dst][:ro|rw]", dst absolute and none of /, /proc, /sys and /dev, nor in /proc or /sys',
     ),
-    "tmpfs": _Key(field="tmpfs_bytes", parse=_limit_bytes, expected=_SIZE_WORDS, unlimited=True),
+    "tmpfs": _Key(field="tmpfs_bytes", parse=_limit_bytes, expected=f"{_SIZE_WORDS}, at least 4k", unlimited=True),
     "env": _Key(field="env", parse=_env, expected="a dict of names to strings or None"),
     "clean_env": _Key(field="clean_env", parse=_flag, expected="True or False"),
     "hostname": _Key(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 
-from pytest_crate.errors import ImageError, one_of
+from pytest_crate.errors import CrateError, ImageError, SpecError, one_of
 from pytest_crate.images import ImageStore, default_store_root, read_image_names, resolve_reference
 from pytest_crate.spec import CrateSpec, Layer, build_spec
 
@@ -31,6 +32,13 @@ _LISTS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "mounts": (("--mount",), "SRC[:DST][:ro|rw]", "make a host path visible; repeatable"),
     "env": (("--env", "-e"), "NAME[=VALUE]", "set a variable, or hand on ours; repeatable"),
     "cap_add": (("--cap-add",), "NAME", "let its root keep a capability, such as net_admin; repeatable"),
+}
+
+# Where a marker's value is a list or a dict, and an option's is not.
+_EXPECTED: Mapping[str, str] = {
+    "mounts": "SRC[:DST][:ro|rw], DST absolute and none of /, /proc, /sys and /dev, nor in /proc or /sys",
+    "env": "NAME=VALUE, or NAME to hand on ours",
+    "cap_add": "the name of a capability, such as net_admin",
 }
 
 
@@ -60,9 +68,21 @@ def spec_of(arguments: argparse.Namespace, image: str | None) -> CrateSpec:
     """Return the spec that a command line describes; relative host paths are relative to the current directory.
 
     :param image: the image's reference; None for the host's root.
-    :raises SpecError: a value does not parse; it names the option.
+    :raises CrateError: a value does not parse; it names the option, in the words of a command line.
     """
-    return build_spec([*_layers(arguments, os.getcwd()), Layer(origin="IMAGE", values={"image": image})])
+    try:
+        return build_spec([*_layers(arguments, os.getcwd()), Layer(origin="IMAGE", values={"image": image})])
+    except SpecError as error:
+        expected = _EXPECTED.get(error.key, error.expected)
+        raise CrateError(f"{error.origin} {shlex.quote(_given(error.value))}: expected {expected}") from None
+
+
+def _given(value: object) -> str:
+    """Return an option's value as it stood on the command line."""
+    if isinstance(value, Mapping):
+        ((name, text),) = value.items()
+        return str(name) if text is None else f"{name}={text}"
+    return str(value[-1]) if isinstance(value, list) else str(value)
 
 
 def _layers(arguments: argparse.Namespace, directory: str) -> Iterator[Layer]:
@@ -71,10 +91,11 @@ def _layers(arguments: argparse.Namespace, directory: str) -> Iterator[Layer]:
             yield Layer(origin=flags[0], values={key: value}, directory=directory)
     for mount in arguments.mounts:
         yield Layer(origin="--mount", values={"mounts": [mount]}, directory=directory)
-    if arguments.env:
-        yield Layer(origin="--env", values={"env": dict(map(_variable, arguments.env))})
-    if arguments.cap_add:
-        yield Layer(origin="--cap-add", values={"cap_add": arguments.cap_add})
+    for variable in arguments.env:
+        yield Layer(origin="--env", values={"env": dict([_variable(variable)])})
+    for count in range(len(arguments.cap_add)):
+        # Each replaces the one before, so that the last of a list is the one at fault.
+        yield Layer(origin="--cap-add", values={"cap_add": arguments.cap_add[: count + 1]})
     if arguments.clean_env:
         yield Layer(origin="--clean-env", values={"clean_env": True})
     if arguments.no_seccomp:
@@ -93,9 +114,11 @@ def find_image(reference: str, directory: str) -> tuple[str, str]:
     Names are those of a pyproject.toml in the directory, and go before files.
 
     :raises ImageError: there is no such image.
-    :raises SpecError: pyproject.toml can't be read.
+    :raises CrateError: pyproject.toml can't be read.
     """
-    names = read_image_names(os.path.join(directory, "pyproject.toml"))
+    if not reference:
+        raise ImageError(reference, "an image has a name or a path")
+    names = _image_names(os.path.join(directory, "pyproject.toml"))
     if reference not in names:
         path = os.path.join(directory, os.path.expanduser(reference))
         if not os.path.exists(path):
@@ -103,6 +126,17 @@ def find_image(reference: str, directory: str) -> tuple[str, str]:
             raise ImageError(reference, f"there is no {path}, and no such name in ./pyproject.toml ({known})")
         reference = path
     return reference, resolve_reference(reference, names=names, directory=directory)
+
+
+def _image_names(pyproject: str) -> dict[str, str]:
+    try:
+        return read_image_names(pyproject)
+    except SpecError as error:
+        if isinstance(error.__cause__, OSError):
+            raise CrateError(f"cannot read {pyproject}: {error.__cause__.strerror}") from None
+        if error.__cause__ is not None:
+            raise CrateError(f"{pyproject}: {error.__cause__}") from None
+        raise
 
 
 def open_store(arguments: argparse.Namespace) -> ImageStore:

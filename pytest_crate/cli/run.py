@@ -18,7 +18,7 @@ from pytest_crate.kernel import identity
 from pytest_crate.report import failure_message, failure_section
 from pytest_crate.result import CrateResult, Exit
 from pytest_crate.sandbox import host_view, rootfs
-from pytest_crate.sandbox.program import CrateSandbox
+from pytest_crate.sandbox.program import CrateSandbox, ProgramNotFound
 from pytest_crate.sandbox.sandbox import Engine
 from pytest_crate.spec import CrateSpec
 
@@ -119,8 +119,8 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         except SandboxError as error:
             if error.syscall != "execve":
                 raise
-            say(f"{arguments.prog}: {_not_run(error, crate)}")
-            return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+            say(f"{arguments.prog}: {error}")
+            return NOT_FOUND if isinstance(error, ProgramNotFound) else NOT_EXECUTABLE
         status = _status(ended)
         result = dataclasses.replace(crate.close(), exit=ended)
     _tell(arguments, spec, result)
@@ -136,24 +136,6 @@ def _shell(crate: CrateSandbox) -> str:
             raise
         text = ""
     return identity.login_shell(user, text)
-
-
-def _not_run(error: SandboxError, crate: CrateSandbox) -> str:
-    """Return why a program could not be run; execve(2) says "No such file" for two reasons."""
-    if error.errno != errno.ENOENT:
-        return str(error)
-    try:
-        first = crate.read_bytes(error.path)[:256] if "/" in error.path else None
-    except SandboxError:
-        first = None
-    if first is None:
-        where = "in the crate" if "/" in error.path else "in the crate's PATH"
-        return f"{error.path}: not found {where}"
-    if first.startswith(b"#!"):
-        needed = f"the interpreter {first[2:].split(maxsplit=1)[0].decode(errors='replace')!r}"
-    else:
-        needed = "the dynamic linker"
-    return f"{error.path}: is there, but {needed} that it needs is not found in the crate"
 
 
 def _tell(arguments: argparse.Namespace, spec: CrateSpec, result: CrateResult) -> None:

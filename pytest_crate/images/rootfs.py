@@ -68,17 +68,22 @@ class RootfsBuilder:
         self._parent = -1
         self._parent_path: bytes | None = None
 
-    def add_layer(self, read: Callable[[int], bytes], *, origin: str) -> None:
+    def add_layer(
+        self, read: Callable[[int], bytes], *, origin: str, started: Callable[[], None] | None = None
+    ) -> None:
         """Extract one layer over what is there.
 
         :param read: gives the layer's uncompressed tar stream, as :class:`TarStream` wants it.
         :param origin: where it comes from, for messages.
+        :param started: called at the first entry: it is an archive.
         :raises ImageError: the archive is damaged, hostile or too large, or the disk refused. It names the entry.
         """
         layer = TarStream(read)
         name = b""
         try:
             for entry in layer.entries():
+                if started is not None and not name:
+                    started()
                 name = entry.name
                 self._add(entry, layer)
         except ArchiveError as error:

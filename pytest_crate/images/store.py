@@ -38,6 +38,8 @@ from pytest_crate.spec import format_size
 # A hit takes no lock and writes nothing, so that a filled store can be read-only.
 _LAYOUT = "v1"
 _PROGRESS_BYTES = 64 << 20
+# Whatever chose this one: the store is not told.
+_ANOTHER_PLACE = "another place can be named by --store, ini crate_image_store or XDG_CACHE_HOME"
 _DEFAULT_LIMITS = ExtractLimits()
 
 Progress = Callable[[str], None]
@@ -86,7 +88,7 @@ def default_store_root(environ: Mapping[str, str]) -> str:
             try:
                 home = pwd.getpwuid(os.getuid()).pw_dir
             except KeyError:
-                raise ImageError("", "there is no home directory to keep images in: set XDG_CACHE_HOME") from None
+                raise ImageError("", f"there is no home directory to keep images in; {_ANOTHER_PLACE}") from None
         cache = os.path.join(home, ".cache")
     return os.path.join(cache, "pytest-crate")
 
@@ -306,6 +308,8 @@ class ImageStore:
         os.mkdir(staging, 0o700)
         os.mkdir(rootfs, 0o700)
         digests = []
+        # Said at the first entry: what turns out to be no archive isn't being extracted.
+        started = None if progress is None else lambda: progress(f"extracting {reference}…")
         with _directory(rootfs) as root:
             builder = RootfsBuilder(
                 root,
@@ -322,7 +326,7 @@ class ImageStore:
                         limit_bytes=self._limits.size_bytes,
                         on_read=_progress_of(reference, progress),
                     )
-                    builder.add_layer(stream.read, origin=source.origin)
+                    builder.add_layer(stream.read, origin=source.origin, started=started)
                     try:
                         digests.append(stream.digest())
                     except ArchiveError as error:
@@ -352,7 +356,7 @@ class ImageStore:
         except (OSError, SandboxError) as error:
             raise ImageError(
                 reference,
-                f"cannot {what} the store {self._root}: {_described(error)}; XDG_CACHE_HOME can name another place",
+                f"cannot {what} the store {self._root}: {_described(error)}; {_ANOTHER_PLACE}",
             ) from error
 
 
@@ -380,17 +384,16 @@ def _combined(digests: list[str]) -> str:
 
 
 def _progress_of(reference: str, progress: Progress | None) -> Callable[[int], None] | None:
-    """Return what turns a growing number of bytes into a line every 64 MiB, the first at once."""
+    """Return what turns a growing number of bytes into a line every 64 MiB."""
     if progress is None:
         return None
-    report, due_bytes = progress, 0
+    report, due_bytes = progress, _PROGRESS_BYTES
 
     def on_read(read_bytes: int) -> None:
         nonlocal due_bytes
         if read_bytes >= due_bytes:
-            amount = f": {format_size(read_bytes)}" if due_bytes else ""
             due_bytes += _PROGRESS_BYTES
-            report(f"extracting {reference}{amount}…")
+            report(f"extracting {reference}: {format_size(read_bytes)}…")
 
     return on_read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os.path
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from pytest_crate.errors import HostError
@@ -279,7 +279,7 @@ def find_parent(*, run_name: str, configured: str | None = None, proc_root: str 
         raise HostError(
             f"the configured cgroup {configured!r} does not exist",
             feature="cgroup",
-            hint=f"sudo mkdir -p {mounts[-1].point}/{_below_mounts(configured, mounts).lstrip('/')}",
+            hint=f"sudo mkdir -p {' '.join(_configured_directories(mounts, configured))}",
         )
     return NoCgroups(Refusal(reason="no cgroup file system is mounted that shows our own cgroup"))
 
@@ -298,6 +298,15 @@ def _parent_directory(
         if directory is not None and os.path.exists(f"{directory}/cgroup.procs"):
             return directory
     return None
+
+
+def _configured_directories(mounts: Sequence[CgroupMount], configured: str) -> list[str]:
+    """Return the directories that make up a configured control group: on v1 one in the hierarchy of each controller."""
+    points = [mount.point for mount in mounts if mount.controllers]
+    if not any(mount.controllers & {"memory", "cpu", "pids"} for mount in mounts):
+        points = [mount.point for mount in mounts if mount.version == 2] or [mounts[-1].point]
+    below = _below_mounts(configured, mounts).lstrip("/")
+    return [f"{point}/{below}" for point in dict.fromkeys(points)]
 
 
 def _below_mounts(configured: str, mounts: Iterable[CgroupMount]) -> str:

@@ -55,6 +55,9 @@ AT_FDCWD = -100
 MOVE_MOUNT_F_EMPTY_PATH = 0x00000004
 MOVE_MOUNT_T_EMPTY_PATH = 0x00000040
 MOUNT_ATTR_RDONLY = 0x00000001
+MOUNT_ATTR_NOSUID = 0x00000002
+MOUNT_ATTR_NODEV = 0x00000004
+MOUNT_ATTR_NOEXEC = 0x00000008
 
 # linux/openat2.h
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -264,6 +267,25 @@ def open_tree(step: str, directory: int, path: str, *, recursive: bool = False) 
     if not path:
         flags |= AT_EMPTY_PATH
     return syscall(step, "open_tree", directory, os.fsencode(path), flags, path=path)
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    ]
+
+
+def set_mount_attributes(step: str, place: int, attributes: int, *, recursive: bool, path: str = "") -> None:
+    """Set attributes of an open mount, and of those below it (mount_setattr(2), kernel 5.12).
+
+    :param path: the mount's path, for the error's message.
+    """
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    wanted = _MountAttributes(attributes, 0, 0, 0)
+    syscall(step, "mount_setattr", place, b"", flags, wanted, ctypes.sizeof(wanted), path=path)
 
 
 def move_mount(step: str, tree: int, target: int, path: str = "") -> None:

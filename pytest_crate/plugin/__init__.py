@@ -52,6 +52,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
+    options.check(config)
     if not hasattr(config, "workerinput"):
         from pytest_crate.plugin.summary import Summary
 

@@ -89,7 +89,7 @@ class Conductor:
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None]:
-        if request.scope == "function" or os.getpid() != self.config.stash[OWNER]:
+        if request.scope == "function" or Walk.CHILD in self.config.stash:
             yield
             return
         self.crates.watch_fixture()
@@ -215,6 +215,16 @@ class Conductor:
         walk = self._walk_of_child()
         if walk is not None:
             walk.child_logs(report)
+
+    def pytest_enter_pdb(self) -> None:
+        walk = self._walk_of_child()
+        if walk is not None:
+            walk.child_debugs(True)
+
+    def pytest_leave_pdb(self) -> None:
+        walk = self._walk_of_child()
+        if walk is not None:
+            walk.child_debugs(False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logfinish(self) -> None:

@@ -30,16 +30,11 @@ class Crates:
         self._entries = entries
         self._engine = Engine(cgroup_parent=config.getini("crate_cgroup_parent") or None)
         self._store: ImageStore | None = None
-        self._mounts: tuple[rootfs.MountPoint, ...] | None = None
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
-        self._basetemp = os.path.realpath(self._make_basetemp())
-
-    def _make_basetemp(self) -> str:
-        factory = self.config._tmp_path_factory  # type: ignore[attr-defined]  # noqa: SLF001
-        return str(factory.getbasetemp())
+        self._basetemp = os.path.realpath(private.basetemp(config))
 
     @property
     def enforcement(self) -> Enforcement:
@@ -79,8 +74,6 @@ class Crates:
     def plan(self, spec: CrateSpec) -> list[mounts.Operation]:
         """Return the mount operations of a spec's root."""
         rootless = self._engine.enforcement.rootless
-        if self._mounts is None:
-            self._mounts = host_view.read_mounts()
         # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
         own = (self._basetemp, _numbered_directories(self._basetemp))
         kept = tuple(
@@ -90,7 +83,8 @@ class Crates:
         if rootfs_path is not None and self._libraries is None:
             self._libraries = host_view.load_interpreter_libraries()
         view = rootfs.HostView(
-            mounts=self._mounts,
+            # Read each time: a wider fixture may have mounted something.
+            mounts=host_view.read_mounts(),
             rootless=rootless,
             homes=host_view.home_directories(os.environ),
             project=self._project(),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
 
-from pytest_crate.errors import CrateError
+from pytest_crate.errors import CrateError, SandboxError
 from pytest_crate.plugin import specs
 from pytest_crate.plugin.conductor import CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
-from pytest_crate.plugin.walk import OWNER
+from pytest_crate.plugin.walk import Walk
 from pytest_crate.sandbox.program import CrateSandbox
 
 
@@ -25,13 +24,14 @@ class Driver:
         self._name = name
         self._stack = ExitStack()
         self._count = 0
+        self._ended = False
         if CRATES not in item.config.stash or specs.SPEC not in item.stash:
             pytest.fail(
                 f"{name}: request it in the test's arguments or through a fixture there, not with getfixturevalue: "
                 "whether a test rides in its crate or drives it is decided at collection",
                 pytrace=False,
             )
-        if os.getpid() != item.config.stash[OWNER]:
+        if Walk.CHILD in item.config.stash:
             pytest.fail(f"{name}: this test runs inside its crate already", pytrace=False)
 
     def __enter__(self) -> Self:
@@ -40,14 +40,21 @@ class Driver:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = True
         self._stack.close()
 
-    def make(self, **keys: Any) -> CrateSandbox:
+    def make(self, *values: object, **keys: Any) -> CrateSandbox:
         """Make a crate of the test's spec, changed by marker keys.
 
+        :raises TypeError: something is given without a key.
+        :raises SandboxError: the test has ended.
         :raises SpecError: a key is unknown or a value does not parse.
         :raises ImageError: its image can't be used.
         """
+        if values:
+            raise TypeError(f'{self._name} takes the marker\'s keys, such as memory="64m", not {values[0]!r}')
+        if self._ended:
+            raise SandboxError("make a crate", detail=f"the test that {self._name} belongs to has ended")
         crates = self._item.config.stash[CRATES]
         spec = self._item.stash[specs.SPEC]
         if keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--crate-top",
-        type=int,
+        type=_rows,
         default=10,
         metavar="N",
         help="rows of the summary, biggest first (0: all; default: 10)",
@@ -58,6 +59,39 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--crate-report", metavar="FILE", help="write what every crate used to FILE, as JSON")
     group.addoption("--crate-debug", action="store_true", help="show for each crate what it is made of")
     group.addoption("--crate-doctor", action="store_true", help="show what this host offers to crates, and exit")
+
+
+def _rows(text: str) -> int:
+    rows = int(text)
+    if rows < 0:
+        raise ValueError(text)
+    return rows
+
+
+_rows.__name__ = "number of rows (0 or more)"  # argparse puts the name into its message
+
+
+def check(config: pytest.Config) -> None:
+    """Check what can be told before anything is collected.
+
+    :raises pytest.UsageError: options that exclude each other, or a value that does not parse.
+    """
+    if config.getoption("crate_off") and (config.getoption("crate_all") or config.getoption("crate_require")):
+        raise pytest.UsageError(
+            "--crate-off runs every test unsandboxed: it can't go with --crate-all or --crate-require"
+        )
+    path = config.getoption("crate_report")
+    if path is not None and (not path or os.path.isdir(path)):
+        raise pytest.UsageError(f"--crate-report={path}: expected the name of a file to write")
+    values = [config.getoption(f"crate_{key}") or config.getini(f"crate_{key}") for key in (*_DEFAULTS, "mount")]
+    if any(values) or ceilings(config):
+        from pytest_crate.errors import SpecError
+        from pytest_crate.spec import build_spec
+
+        try:
+            build_spec(default_layers(config), ceilings(config))
+        except SpecError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def default_layers(config: pytest.Config) -> Iterator[Layer]:

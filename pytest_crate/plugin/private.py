@@ -13,6 +13,7 @@ from _pytest.outcomes import Failed
 __all__ = [
     "Failed",
     "add_junit_records",
+    "basetemp",
     "capture_suspended",
     "drop_wider_finalizers",
     "failed_subtests",
@@ -152,3 +153,9 @@ def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:
     before = bool(config.getoption("setupshow", False))
     config.option.setupshow = shown
     return before
+
+
+def basetemp(config: pytest.Config) -> str:
+    """Return the run's base temporary directory, made if it is not there yet."""
+    factory = config._tmp_path_factory  # type: ignore[attr-defined]
+    return str(factory.getbasetemp())

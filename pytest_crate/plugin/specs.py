@@ -48,7 +48,7 @@ def assign(config: pytest.Config, items: Iterable[pytest.Item], find_image: Imag
             if key not in built:
                 own = [_mark_layer(config, mark) for mark in reversed(marks)]
                 built[key] = build_spec([*layers, *own], ceilings)
-            spec = config.hook.pytest_crate_spec(item=item, spec=built[key]) or built[key]
+            spec = _adjusted(item, built[key])
             check(spec, find_image)
         except (SpecError, ImageError) as error:
             faults[f"{item.nodeid}: {error}"] = None
@@ -69,8 +69,38 @@ def changed(item: pytest.Item, keys: Mapping[str, object], *, origin: str) -> Cr
     own = [_mark_layer(config, mark) for mark in reversed(list(item.iter_markers("crate")))]
     added = Layer(origin=origin, values=keys, directory=str(config.rootpath))
     spec = build_spec([*options.default_layers(config), *own, added], options.ceilings(config))
-    adjusted: CrateSpec | None = config.hook.pytest_crate_spec(item=item, spec=spec)
-    return adjusted or spec
+    return _adjusted(item, spec)
+
+
+def _adjusted(item: pytest.Item, spec: CrateSpec) -> CrateSpec:
+    """Return what conftest files and plugins make of a spec; it must be one, and within the ceilings.
+
+    :raises SpecError: it isn't.
+    """
+    answer: object = item.config.hook.pytest_crate_spec(item=item, spec=spec)
+    if answer is None:
+        return spec
+    origin = "hook pytest_crate_spec"
+    if not isinstance(answer, CrateSpec):
+        raise SpecError(origin=origin, key="return value", value=answer, expected="a CrateSpec or None")
+    highest = build_spec([], options.ceilings(item.config))
+    for key, field in LIMITS.items():
+        value, most = getattr(answer, field), getattr(highest, field)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise SpecError(origin=origin, key=field, value=value, expected="a whole number above 0, or None")
+        if f"{key}" in options.ceilings(item.config) and (value is None or value > most):
+            raise SpecError(origin=origin, key=field, value=value, expected=f"at most crate_{key}_ceiling, {most}")
+    return answer
+
+
+LIMITS = {
+    "memory": "memory_bytes",
+    "cpus": "cpu_quota_usec",
+    "pids": "pids",
+    "timeout": "timeout_usec",
+    "tmpfs": "tmpfs_bytes",
+}
+"""The keys that can have a ceiling, and their fields."""
 
 
 def _mark_layer(config: pytest.Config, mark: pytest.Mark) -> Layer:
@@ -101,9 +131,13 @@ class ImageFinder:
     def _find(self, reference: str) -> str:
         from pytest_crate.images import read_image_names, resolve_reference
 
-        answer: str | None = self._config.hook.pytest_crate_image_source(reference=reference)
+        answer: object = self._config.hook.pytest_crate_image_source(reference=reference)
         if answer is not None:
-            return str(answer)
+            if not isinstance(answer, (str, os.PathLike)) or not os.path.exists(answer):
+                raise ImageError(
+                    reference, f"hook pytest_crate_image_source gave {answer!r}, which is no existing path"
+                )
+            return os.fspath(answer)
         root = str(self._config.rootpath)
         if self._names is None:
             pyproject = os.path.join(root, "pyproject.toml")
@@ -122,7 +156,7 @@ def check(spec: CrateSpec, find_image: ImageFinder) -> None:
     for mount in spec.mounts:
         if not os.path.exists(mount.source):
             raise SpecError(
-                origin="mounts",
+                origin="crate",
                 key="mounts",
                 value=str(mount),
                 expected=f"an existing path, and {mount.source} is none",

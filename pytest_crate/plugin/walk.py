@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import re
 import select
 import signal
 import sys
@@ -105,6 +106,8 @@ class Walk:
         self._exceeded: list[Limit] = []
         self._forks_refused = False
         self._deadline: float | None = None
+        self._paused: float | None = None
+        self._entered = False
         self._exit = Exit()
         # the child's
         self._pid = 0
@@ -155,29 +158,38 @@ class Walk:
             private.forget_teardown(self.item)
             raise
         self._sandbox = sandbox
+        if self.spec.user is not None and os.geteuid() == 0:
+            # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
+            os.chmod(private.basetemp(self.item.config), 0o1777)
+        try:
+            here = os.getcwd()
+        except FileNotFoundError:  # a test before this one removed it
+            here = str(self.item.config.rootpath)
         self._channel, sending = os.pipe2(os.O_CLOEXEC)
         # The mirror keeps both ends, so that writing is no error when the child has gone.
         self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
-        here = os.getcwd()
         _flush(self.item.config)
         # Objects alive now are never collected in the child: a collection would touch, and so copy,
         # every page that holds one (gc.freeze, Python 3.7).
         gc.freeze()
         try:
-            self._body = sandbox.fork()
+            self._body = sandbox.fork(lambda error: _die(sending, error))
         except SandboxError as error:
-            if os.getpid() != self.item.config.stash[OWNER]:
-                _die(sending, error)
-            raise
+            self._after_fork(sending, stacks)
+            raise CrateFailed(f"the crate could not be entered: {error}") from None
         if self._body == 0:
             self._become_child(sandbox, sending, stacks, here)
             self.item.setup()
             return
-        gc.unfreeze()
-        os.close(sending)
-        os.close(stacks)
+        self._after_fork(sending, stacks)
         self._become_mirror()
+
+    @staticmethod
+    def _after_fork(*childs: int) -> None:
+        gc.unfreeze()
+        for descriptor in childs:
+            os.close(descriptor)
 
     # -- the child -------------------------------------------------------------------------------
 
@@ -190,6 +202,9 @@ class Walk:
             os.close(self._stacks_fd)
             os.close(self._step)
             self._channel = sending
+            # Out of pytest's session and process group: a signal to "my own group" is no respecter of
+            # PID namespaces (kill(2)), and the terminal is pytest's.
+            os.setsid()
             status = os.fstat(sending)
             self._identity = (status.st_dev, status.st_ino)
             environ = payload_environment(self.spec, dict(os.environ))
@@ -209,6 +224,7 @@ class Walk:
             if faulthandler.is_enabled():
                 faulthandler.enable(file=stacks)
             faulthandler.register(_STACKS_SIGNAL, file=stacks, all_threads=True, chain=False)
+            wire.write_frame(sending, {"entered": True})
         except SandboxError as error:
             _die(sending, error)
         if self.item.config.pluginmanager.hasplugin("warnings"):
@@ -264,6 +280,10 @@ class Walk:
         if report is not self._phase_report:
             self._send({"logged": transfer.pack_report(self.item.config, report)})
 
+    def child_debugs(self, entered: bool) -> None:
+        """In the child: have the mirror stop the clock while someone looks around with a debugger."""
+        self._send({"debugger": entered})
+
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
         if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
@@ -300,11 +320,14 @@ class Walk:
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
         exit_ = self._wait_for_exit()
+        # Once more: a daemon may have met a limit since.
+        exceeded = self._exceeded_since()
         if "timeout" in self._exceeded:
-            self._collapsed.add("teardown")
-            self.end()
-            raise CrateFailed(self._limit_message(["timeout"]))
+            exceeded.append("timeout")
         self.end()
+        if exceeded:
+            self._collapsed.add("teardown")
+            raise CrateFailed(self._limit_message(exceeded))
         if exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
             self._collapsed.add("teardown")
             raise CrateFailed(
@@ -392,6 +415,10 @@ class Walk:
             transfer.show_warning(warning)
         if "logged" in message:
             return transfer.unpack_report(self.item.config, message["logged"]), None
+        if "entered" in message:
+            self._entered = True
+        if "debugger" in message:
+            self._stop_clock(message["debugger"] is True)
         if "stop" in message:
             self._stop(message["stop"])
         if "sandbox_error" in message:
@@ -508,7 +535,11 @@ class Walk:
         self._kill()
         message = self._limit_message(["timeout"])
         if not self.stacks:
-            message += "\nIts process did not say where it was: it blocks signals, or is stopped."
+            message += (
+                "\nIts process did not say where it was: it blocks signals, or is stopped."
+                if self._entered
+                else "\nIts process was still on its way into the crate."
+            )
         raise CrateFailed(message)
 
     def _ask_for_stacks(self) -> str:
@@ -516,6 +547,8 @@ class Walk:
 
         It is asked twice, and one signal is handled after the other: a second copy begins when the first is whole.
         """
+        if not self._entered:
+            return ""  # the signal would kill a process that has no handler for it yet
         before = len(self._stacks)
         for _ in range(2):
             signal.pidfd_send_signal(self._pidfd, _STACKS_SIGNAL)
@@ -524,10 +557,11 @@ class Walk:
             if not _readable(self._stacks_fd, left) or not self._read_stacks():
                 break
             text = bytes(self._stacks[before:]).decode(errors="replace")
-            head, separator, _ = text.partition("\n")
-            copy = text.find(head, len(head)) if separator else -1
-            if copy > 0:
-                return text[:copy].rstrip()
+            # Which thread is the "current" one may differ between the two copies; the threads don't.
+            threads = list(re.finditer(r"^(?:Current t|T)hread (0x[0-9a-f]+)", text, re.MULTILINE))
+            again = [thread for thread in threads[1:] if thread[1] == threads[0][1]]
+            if again:
+                return text[: again[0].start()].rstrip()
         return bytes(self._stacks[before:]).decode(errors="replace").rstrip()
 
     def _stacks_left(self) -> str:
@@ -554,6 +588,12 @@ class Walk:
                 self._exit = Exit()
             self._body = 0
         return self._exit
+
+    def _stop_clock(self, stop: bool) -> None:
+        if stop and self._deadline is not None:
+            self._paused, self._deadline = self._left(), None
+        elif not stop and self._paused is not None:
+            self._deadline, self._paused = time.monotonic() + self._paused, None
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -629,7 +669,14 @@ def _readable(descriptor: int, seconds: float | None) -> bool:
     # Not select(2): a test suite may have more descriptors open than it can name.
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(None if seconds is None else seconds * 1e3))
+    # poll(2) takes an int of milliseconds; who waits longer asks again.
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        left = None if end is None else min(1e9, max(0.0, end - time.monotonic()) * 1e3)
+        if poll.poll(left):
+            return True
+        if end is not None and time.monotonic() >= end:
+            return False
 
 
 def _close(descriptor: int) -> None:

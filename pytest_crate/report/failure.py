@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 from pytest_crate.report import terminal_text, units
+from pytest_crate.report.confinement import loosened
 from pytest_crate.report.limits import failure_message, is_throttled, near_limits
 from pytest_crate.result import CrateResult
 from pytest_crate.spec import CrateSpec
@@ -11,6 +15,11 @@ from pytest_crate.usage import Usage
 STDERR_LINES = 20
 STDERR_BYTES = 4096
 STACK_LINES = 200
+
+# Frames as faulthandler writes them, the most recent first.
+_FRAME = re.compile(r'  File ".*", line ')
+_PYTEST_FRAME = re.compile(r'  File ".*/(?:_pytest/(?:\w+/)*\w+|pluggy/_\w+|pytest_crate/plugin/\w+)\.py", line ')
+_RUNNER_FRAME = re.compile(r'  File ".*/_pytest/runner\.py", line \S+ in pytest_runtest_(?:setup|call|teardown)')
 
 
 def failure_section(
@@ -22,7 +31,7 @@ def failure_section(
     :param stderr: what it wrote to standard error; the last :data:`STDERR_LINES` lines of at most
         :data:`STDERR_BYTES` bytes are shown, with control characters spelled out.
     :param stacks: where its threads were when the timeout came, or it crashed; the first
-        :data:`STACK_LINES` lines are shown.
+        :data:`STACK_LINES` lines are shown, without the frames of pytest below the test's own.
     """
     usage = crate.usage
     lines = [failure_message(limit, spec, usage) for limit in crate.exceeded]
@@ -34,7 +43,7 @@ def failure_section(
         ("wall", _of(units.duration(usage.wall_usec), spec.timeout_usec and units.time_limit(spec.timeout_usec))),
         ("killed", _killed(crate)),
         ("ended", str(crate.exit)),
-        ("loosened", ", ".join(_loosened(spec))),
+        ("loosened", ", ".join(loosened(spec.to_json()))),
     ]
     lines += [f"{name:<8}  {text}" for name, text in facts if text]
     if stderr:
@@ -56,16 +65,17 @@ def _memory(usage: Usage, spec: CrateSpec) -> str:
     text = f"peak {_of(units.size(peak), limit and units.size(limit))}"
     if peak is not None and limit:
         text = f"{text} ({units.percent(peak, limit)})"
-    parts = [
+    # Levels are of the last reading: what ended or killed processes held is gone by then, and 0 would mislead.
+    held = [
         f"{name} {units.size(level)}"
         for name, level in (
             ("anon", usage.memory_anon_bytes),
             ("file", usage.memory_file_bytes),
             ("shmem", usage.memory_shmem_bytes),
         )
+        if level
     ]
-    # Levels are of the last reading: what killed processes held is gone by then.
-    return f"{text}; at the end {', '.join(parts)}"
+    return f"{text}; at the end {', '.join(held)}" if held else text
 
 
 def _cpu(usage: Usage, spec: CrateSpec) -> str:
@@ -93,14 +103,22 @@ def _killed(crate: CrateResult) -> str:
     return "; ".join(killed)
 
 
-def _loosened(spec: CrateSpec) -> list[str]:
-    names = [f"cap_add {name}" for name in spec.cap_add]
-    return names if spec.seccomp else [*names, "seccomp off"]
-
-
 def _stacks(stacks: str, when: str) -> list[str]:
-    lines = stacks.rstrip().splitlines()
+    lines: list[str] = []
+    for is_frame, group in itertools.groupby(stacks.rstrip().splitlines(), lambda line: bool(_FRAME.match(line))):
+        part = list(group)
+        lines += _without_runner(part) if is_frame else part
     shown = [f"  {terminal_text.harmless(line.expandtabs())}" for line in lines[:STACK_LINES]]
     if left_out := len(lines) - len(shown):
         shown.append(f"  ({units.count(left_out, 'line')} left out)")
     return [f"stacks {when}:", *shown]
+
+
+def _without_runner(frames: list[str]) -> list[str]:
+    """Return one thread's frames without those by which pytest came to the test, a fixture or their teardown."""
+    # The outermost counts: a test may itself run pytest, or ask pytest for a fixture.
+    runner = max((index for index, frame in enumerate(frames) if _RUNNER_FRAME.match(frame)), default=0)
+    while runner and _PYTEST_FRAME.match(frames[runner - 1]):
+        runner -= 1
+    # At 0 there is no such frame, or nothing but them: then it is pytest itself that hangs.
+    return [*frames[:runner], "  ... pytest's own frames left out"] if runner else frames

@@ -1,4 +1,4 @@
-"""The summary at the end of a run: a table of what the crates used, biggest first, and its totals."""
+"""The summary at the end of a run: a table of what the crates used, and its totals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_crate.report import terminal_text, units
+from pytest_crate.report.confinement import loosened
 from pytest_crate.report.limits import NEAR_PERCENT, is_at_memory_limit, is_throttled
 from pytest_crate.report.record import TestRecord, limit_in
 from pytest_crate.result import CrateResult
@@ -68,10 +69,13 @@ class _Row:
         return self.crate.usage if self.crate else Usage()
 
     @property
-    def peak_or_less(self) -> int:
-        """The memory peak, or something below any peak if it is unknown: for sorting only."""
+    def rank(self) -> tuple[bool, int]:
+        """What the table is sorted by, descending: a limit exceeded, then the memory peak, an unknown one last.
+
+        What waits until its timeout, or is refused a fork, has a small peak: by that alone it would be cut off.
+        """
         peak = self.usage.memory_peak_bytes
-        return -1 if peak is None else peak
+        return bool(self.crate and self.crate.exceeded), -1 if peak is None else peak
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,7 @@ class _Column:
 
     @property
     def width(self) -> int:
-        return max(len(self.title), *(_line_columns(cell) for cell in self.cells))
+        return max([len(self.title), *(_line_columns(cell) for cell in self.cells)])
 
     def padded(self) -> list[Line]:
         """Return title and cells, all of the column's width."""
@@ -95,15 +99,19 @@ class _Column:
 
 
 def summary(records: Iterable[TestRecord], *, top: int, width: int, ascii_only: bool = False) -> list[Line]:
-    """Return the table of crates, the highest memory peak first, and the lines below it.
+    """Return the table of crates and the lines below it.
 
-    Tests that ran unsandboxed come before all others. Without crates and such tests there are no lines.
+    Tests that ran unsandboxed come before all others, then crates that exceeded a limit, then the rest; of crates
+    the highest memory peak comes first. Without crates and such tests there are no lines.
 
     :param top: how many crates, and how many unsandboxed tests, to show; 0 shows all.
     :param width: the terminal's columns.
     :param ascii_only: the terminal's encoding lacks the bar's glyphs; everything is ASCII then.
     :returns: lines of segments; the text of a segment has no newline.
+    :raises ValueError: ``top`` is negative.
     """
+    if top < 0:
+        raise ValueError(f"top={top}: expected 0 or more rows")
     tests = sorted(records, key=lambda record: record.nodeid)
     glyphs = _ASCII if ascii_only else _UNICODE
     uncrated = [_uncrated_row(record, ascii_only=ascii_only) for record in tests if record.uncrated is not None]
@@ -111,7 +119,7 @@ def summary(records: Iterable[TestRecord], *, top: int, width: int, ascii_only: 
     if not uncrated and not crates:
         return []
     # Sorting is stable: equal and unknown peaks stay in the order of test ids.
-    crates.sort(key=lambda row: row.peak_or_less, reverse=True)
+    crates.sort(key=lambda row: row.rank, reverse=True)
     shown = [*uncrated[: top or None], *crates[: top or None]]
     lines = _table(shown, width=width, glyphs=glyphs)
     if left_out := len(uncrated) + len(crates) - len(shown):
@@ -145,7 +153,7 @@ def _printable(text: str, *, ascii_only: bool) -> str:
 
 def _table(rows: Sequence[_Row], *, width: int, glyphs: _Glyphs) -> list[Line]:
     title = "test"
-    longest = max(len(title), *(terminal_text.columns(row.test) for row in rows))
+    longest = max([len(title), *(terminal_text.columns(row.test) for row in rows)])
     wanted = min(longest, max(20, width // 3))
     for layout in _LAYOUTS:
         columns = _columns(rows, layout, glyphs)
@@ -269,19 +277,14 @@ def _total(crates: Sequence[_Row], width: int) -> list[Line]:
 
 def _loosened(tests: Iterable[TestRecord], width: int) -> list[Line]:
     """Return a line that names every loosening of the default confinement that a crate of the run had."""
-    loosened: dict[str, set[str]] = {}
+    tests_of: dict[str, set[str]] = {}
     for record in tests:
         for crate in record.crates:
-            spec = record.spec_of(crate)
-            added = spec.get("cap_add")
-            names = [f"cap_add {name}" for name in added] if isinstance(added, (list, tuple)) else []
-            if spec.get("seccomp") is False:
-                names.append("seccomp off")
-            for name in names:
-                loosened.setdefault(name, set()).add(record.nodeid)
-    if not loosened:
+            for name in loosened(record.spec_of(crate)):
+                tests_of.setdefault(name, set()).add(record.nodeid)
+    if not tests_of:
         return []
-    parts = [f"{name} in {units.count(len(ids), 'test')}" for name, ids in sorted(loosened.items())]
+    parts = [f"{name} in {units.count(len(ids), 'test')}" for name, ids in sorted(tests_of.items())]
     return _sentence([f"confinement loosened: {parts[0]}", *parts[1:]], width, {"yellow": True})
 
 

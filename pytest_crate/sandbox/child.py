@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import capabilities, identity, libc, namespaces, seccomp
+
+_MAX_TEXT_CHARACTERS = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +76,16 @@ def confine(entry: Entry, who: identity.Identity | None) -> None:
 
 
 def read_text_inside(path: str) -> str:
-    """Return the text of a file of the crate's, empty if there is none."""
+    """Return the text of a file of the crate's, empty if there is none.
+
+    An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end.
+    """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return ""
+            return stream.read(_MAX_TEXT_CHARACTERS)
     except OSError:
         return ""
 

@@ -15,6 +15,7 @@ from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
 from pytest_crate.sandbox.sandbox import Engine
 from pytest_crate.spec import CPU_PERIOD_USEC, UNLIMITED, CrateSpec, Layer, build_spec
+from pytest_crate.usage import Usage
 
 _WHOLE = "a whole crate"
 _HOSTNAME = "crate-doctor"
@@ -70,15 +71,19 @@ def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
     if fault:
         return (Row(feature=_WHOLE, status="missing", detail=fault),)
     took_msec = round((time.monotonic() - began) * 1e3)
-    unknown = [name for field, name in _NUMBERS.items() if getattr(result.usage, field) is None]
     return (
         Row(feature=_WHOLE, status="ok", detail=f"made, limited, used and removed in {took_msec} ms"),
-        Row(
-            feature="usage",
-            status="degraded" if unknown else "ok",
-            detail=f"unknown here, printed as -: {', '.join(unknown)}" if unknown else ", ".join(_NUMBERS.values()),
-        ),
+        usage_row(result.usage),
     )
+
+
+def usage_row(usage: Usage) -> Row:
+    """Return the row that says which numbers of a crate are known here."""
+    unknown = [name for field, name in _NUMBERS.items() if getattr(usage, field) is None]
+    if not unknown:
+        return Row(feature="usage", status="ok", detail=", ".join(_NUMBERS.values()))
+    detail = f"this host does not tell: {', '.join(unknown)}; reports show '-' there"
+    return Row(feature="usage", status="degraded", detail=detail)
 
 
 def _spec(limits: frozenset[str]) -> CrateSpec:

@@ -64,10 +64,14 @@ def visible_paths(paths: Iterable[str], homes: Iterable[str], project: str) -> t
     found: set[str] = set()
     for path in (*paths, project):
         resolved = os.path.realpath(path)
-        if any(is_at_or_below(home, resolved) for home in homes):
-            if resolved == os.path.realpath(project) and resolved in homes:
+        own = resolved == os.path.realpath(project)
+        if resolved in homes:
+            if own:
                 with os.scandir(resolved) as entries:
                     found.update(entry.path for entry in entries if not entry.name.startswith("."))
+            continue
+        # A project that holds a home is shown, and the home in it covered; nothing else above a home is.
+        if not own and any(is_at_or_below(home, resolved) for home in homes):
             continue
         if os.path.exists(resolved):
             found.add(resolved)

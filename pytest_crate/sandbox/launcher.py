@@ -37,6 +37,7 @@ CONTROL_FD = 3
 LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
 """The fields of a spec that become limits of a cgroup."""
 
+_READY_SECONDS = 30
 _PATIENCE_SECONDS = 2.0
 
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
@@ -65,8 +66,11 @@ class Crate:
 class Launcher:
     """Answers the requests of one pytest process."""
 
-    def __init__(self, channel: socket.socket, parent: cgroup.CgroupParent, *, rootless: bool) -> None:
+    def __init__(
+        self, channel: socket.socket, parent: cgroup.CgroupParent, pytest_pidfd: int, *, rootless: bool
+    ) -> None:
         self.channel = channel
+        self.pytest_pidfd = pytest_pidfd
         self.parent = parent
         self.rootless = rootless
         self.last_capability = capabilities.last_capability()
@@ -84,14 +88,14 @@ class Launcher:
             "close": self._close,
         }
 
-    def serve(self, pytest_pidfd: int) -> None:
+    def serve(self) -> None:
         """Answer until pytest closes the socket or ends."""
         # A signal's handler only has to exist: the byte on the wake-up pipe ends the poll.
         reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         poll = select.poll()
-        for descriptor in (self.channel.fileno(), pytest_pidfd, reading):
+        for descriptor in (self.channel.fileno(), self.pytest_pidfd, reading):
             poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds_left())}
@@ -108,12 +112,13 @@ class Launcher:
                 if received is None:
                     return
                 self._answer(*received)
-            elif pytest_pidfd in ready:
+            elif self.pytest_pidfd in ready:
                 return
 
     def _milliseconds_left(self) -> float | None:
         deadlines = [crate.deadline for crate in self.crates.values() if crate.deadline is not None]
-        return max(0.0, (min(deadlines) - time.monotonic()) * 1e3) if deadlines else None
+        # poll(2) takes an int of milliseconds; the loop comes round again.
+        return min(max(0.0, (min(deadlines) - time.monotonic()) * 1e3), 1e9) if deadlines else None
 
     def _kill_late(self) -> None:
         """Kill the crates whose time is over."""
@@ -122,6 +127,18 @@ class Launcher:
                 crate.deadline, crate.timed_out = None, True
                 os.kill(crate.init, signal.SIGKILL)
 
+    def _wait_readable(self, descriptor: int, step: str) -> None:
+        """Wait for the word of a process that is entering or building a crate: bounded, and not beyond pytest's end.
+
+        :raises SandboxError: it did not come.
+        """
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(self.pytest_pidfd, select.POLLIN)
+        ready = {found for found, _ in poll.poll(_READY_SECONDS * 1e3)}
+        if descriptor not in ready:
+            raise SandboxError(step, detail=f"its process did not get ready within {_READY_SECONDS} s")
+
     def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
         try:
             self._requests[message["request"]](message, descriptors)
@@ -129,8 +146,8 @@ class Launcher:
             self._reply({"host_error": {"message": error.message, "feature": error.feature, "hint": error.hint}})
         except SandboxError as error:
             self._reply({"sandbox_error": error.to_json()})
-        except CrateError as error:
-            self._reply({"sandbox_error": SandboxError("ask the launcher", detail=str(error)).to_json()})
+        except Exception as error:  # noqa: BLE001 - whatever one request meets, the other crates live on
+            self._reply({"sandbox_error": SandboxError("ask the launcher", detail=repr(error)).to_json()})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -223,6 +240,7 @@ class Launcher:
                 # The handshake: init waits for its maps, and learns that the launcher is alive
                 # after having asked for a signal at its death (prctl(2), PR_SET_PDEATHSIG).
                 wire.send(ours, {"go": True})
+                self._wait_readable(ours.fileno(), "build the crate")
                 received = wire.receive(ours)
             except BaseException:
                 _end(pid)
@@ -239,15 +257,25 @@ class Launcher:
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
         crate = self._crate(message)
         program = child.Program.from_json(message["program"])
+        step = f"run {program.argv[0]}"
+        if crate.timed_out:
+            raise SandboxError(step, detail="the crate was killed at its timeout")
         # Closed by a successful exec; before that, it carries the reason of a failed one.
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = namespaces.fork_inside(crate.handles)
+            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+            with libc.os_step(f"{step}: fork into the crate", "fork"):
+                pid = namespaces.fork_inside(crate.handles)
             if pid == 0:
                 _become_program(program, crate.entry, descriptors[:3], writing)
         finally:
             os.close(writing)
         with open(reading, "rb") as stream:
+            try:
+                self._wait_readable(reading, step)
+            except SandboxError:
+                _end(pid)
+                raise
             failure = stream.read()
         if failure:
             os.waitpid(pid, 0)
@@ -261,7 +289,8 @@ class Launcher:
         alive = message["pid"] in self.programs
         if alive:
             # A program is the leader of a session, and so of a process group, of its own.
-            (os.killpg if message["group"] else os.kill)(message["pid"], message["signal"])
+            with libc.os_step("send a signal", "kill", str(message["signal"])):
+                (os.killpg if message["group"] else os.kill)(message["pid"], message["signal"])
         self._reply({"signalled": alive})
 
     def _kill(self, message: wire.Message, _: list[int]) -> None:
@@ -316,7 +345,7 @@ class Launcher:
     def end(self) -> None:
         """Remove every crate, and the run's own cgroup."""
         for crate in self.crates.values():
-            with contextlib.suppress(SandboxError, ProcessLookupError):
+            with contextlib.suppress(Exception):  # one crate that can't be removed does not keep the others
                 # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a
                 # container whose pid 1 is no init), the crate's init never ends. But zombies are in no cgroup.
                 self._end_crate(crate, patience_sec=_PATIENCE_SECONDS)
@@ -338,7 +367,9 @@ def _wait_for(pid: int, patience_sec: float | None) -> None:
     """Wait for the end of a child; not longer than so many seconds."""
     pidfd = os.pidfd_open(pid)
     try:
-        if select.select([pidfd], [], [], patience_sec)[0]:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(None if patience_sec is None else patience_sec * 1e3):
             os.waitpid(pid, 0)
     finally:
         os.close(pidfd)
@@ -377,6 +408,9 @@ def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset
                 socket.sethostname(message["hostname"])
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
+            os._exit(1)
+        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
+            wire.send(channel, {"error": SandboxError("build the crate", detail=repr(error)).to_json()})
             os._exit(1)
         wire.send(channel, {"ready": True})
         os.closerange(0, 1 << 20)
@@ -436,7 +470,7 @@ def main() -> None:
     except CrateError as error:
         wire.send(channel, {"error": str(error)})
         return
-    launcher = Launcher(channel, parent, rootless=rootless)
+    launcher = Launcher(channel, parent, pidfd, rootless=rootless)
     wire.send(
         channel,
         {
@@ -448,6 +482,6 @@ def main() -> None:
         },
     )
     try:
-        launcher.serve(pidfd)
+        launcher.serve()
     finally:
         launcher.end()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
+from pytest_crate.spec import format_size
 
 # While the root is being built, `/` is a private tmpfs, the *base*, with these directories. It
 # stays alive, detached, for as long as a mount in the crate refers to it; its size bounds all
@@ -22,6 +25,8 @@ ROOT = "/root"  # the crate's root in the making
 PRIVATE = "/private"  # one directory per overlay layer and private directory
 
 _SAFE = libc.MS_NOSUID | libc.MS_NODEV
+_SEALED = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NOEXEC
+_MAX_TEXT_BYTES = 4 << 20
 # What a less privileged mount namespace may not clear (mount_namespaces(7), "locked" flags).
 _KEPT_FLAGS = {
     os.ST_NOSUID: libc.MS_NOSUID,
@@ -131,16 +136,39 @@ class Workshop:
         """Return the path by which a host path is reached while the root is built."""
         return HOST + path
 
-    def read_only(self, step: str, path: str) -> None:
-        """Make the mount at a path read-only, with the flags that the kernel wants kept."""
+    def restrict(self, step: str, path: str, attributes: int, *, recursive: bool = False) -> None:
+        """Add attributes, such as read-only, to the mount at a path; with ``recursive`` to those below it as well."""
+        with libc.os_step(step, "open", path):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            libc.set_mount_attributes(step, place, attributes, recursive=recursive, path=path)
+        except SandboxError as error:
+            if error.errno != errno.ENOSYS:  # kernel 5.12
+                raise
+            with libc.os_step(step, "readlink", path):
+                mount = os.readlink(f"{HOST}/proc/self/fd/{place}")
+            for point in (mount, *(_mounts_below(mount) if recursive else ())):
+                self._remount(step, point, attributes)
+        finally:
+            os.close(place)
+
+    @staticmethod
+    def _remount(step: str, path: str, attributes: int) -> None:
         with libc.os_step(step, "statvfs", path):
             flags = os.statvfs(path).f_flag
-        kept = sum(value for bit, value in _KEPT_FLAGS.items() if flags & bit)
-        libc.mount(step, "none", path, flags=libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | kept)
+        kept = sum(value for bit, value in _KEPT_FLAGS.items() if flags & bit and not attributes & value)
+        # MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC have the values of the MS_ flags of these names.
+        libc.mount(step, "none", path, flags=libc.MS_REMOUNT | libc.MS_BIND | attributes | kept)
 
     def bind(self, step: str, source: str, place: str, *, recursive: bool = False) -> None:
         """Bind-mount a path of the building view on an open place."""
         libc.mount(step, source, place, flags=libc.MS_BIND | (libc.MS_REC if recursive else 0))
+
+
+def _mounts_below(path: str) -> list[str]:
+    with open(f"{HOST}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in stream]
+    return [point for point in points if point.startswith(f"{path}/")]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +208,14 @@ class Overlay(Operation):
     """A host directory seen copy-on-write: reads go through, writes stay in the private layer.
 
     :ivar if_present: only if the directory is still there.
+    :ivar or_read_only: where the kernel can't do it, the directory itself is shown, read-only.
     """
 
     kind: ClassVar[str] = "overlay"
     target: str
     lower: str
     if_present: bool = False
+    or_read_only: bool = False
 
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.lower} copy-on-write at {self.target}"
@@ -210,7 +240,14 @@ class Overlay(Operation):
             libc.mount(step, "crate", ROOT, "overlay", _SAFE, data)
             return
         with shop.target(self.target, directory=True) as place:
-            libc.mount(step, "crate", place, "overlay", _SAFE, data)
+            try:
+                libc.mount(step, "crate", place, "overlay", _SAFE, data)
+                return
+            except SandboxError as error:
+                # Not every file system can be an overlay's lower one (FAT, an overlay on an overlay, a dead NFS).
+                if error.errno not in (errno.EINVAL, errno.EACCES, errno.ELOOP, errno.ESTALE) or not self.or_read_only:
+                    raise
+        Bind(target=self.target, source=self.lower, recursive=True).perform(shop)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,11 +306,33 @@ class Bind(Operation):
         source = shop.source(self.source)
         with libc.os_step(step, "stat", self.source):
             directory = stat.S_ISDIR(os.stat(source).st_mode)
+        _verify_kind(shop, step, self.target, directory=directory)
         with shop.target(self.target, directory=directory) as place:
             shop.bind(step, source, place, recursive=self.recursive)
+        # Not even where a write is welcome shall a set-user-id program, or a device, come in by a mount.
+        attributes = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
         if not self.writable:
-            with shop.target(self.target, directory=directory) as place:
-                shop.read_only(step, place)
+            attributes |= libc.MOUNT_ATTR_RDONLY
+        with shop.target(self.target, directory=directory) as place:
+            shop.restrict(step, place, attributes, recursive=self.recursive)
+
+
+def _verify_kind(shop: Workshop, step: str, path: str, *, directory: bool) -> None:
+    """Refuse to hide a directory under a file, or a file under a directory: what is asked for is a mistake."""
+    try:
+        place = libc.open_in_root(step, shop.root, path, os.O_PATH | os.O_NOFOLLOW)
+    except SandboxError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        raise
+    try:
+        mode = os.fstat(place).st_mode
+    finally:
+        os.close(place)
+    # A symlink is replaced by what is needed.
+    if stat.S_ISDIR(mode) != directory and not stat.S_ISLNK(mode):
+        ours, there = ("directory", "file") if directory else ("file", "directory")
+        raise SandboxError(step, detail=f"a {ours} can't be shown on a {there}")
 
 
 def _exists(shop: Workshop, path: str) -> bool:
@@ -363,6 +422,8 @@ class Devices(Operation):
             with libc.os_step(step, "open", f"/dev/{name}"):
                 os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             shop.bind(step, f"{HOST}/dev/{name}", f"{directory}/{name}")
+            # The node is the host's own: read-only keeps its mode and owner; the device can be written to all the same.
+            shop.restrict(step, f"{directory}/{name}", _SEALED)
         for name, to in self.LINKS.items():
             with libc.os_step(step, "symlink", f"/dev/{name}"):
                 os.symlink(to, f"{directory}/{name}")
@@ -421,12 +482,13 @@ def _mask(shop: Workshop, path: str, empty: str) -> None:
         raise
     try:
         target = f"{HOST}/proc/self/fd/{place}"
-        if stat.S_ISDIR(os.fstat(place).st_mode):
+        directory = stat.S_ISDIR(os.fstat(place).st_mode)
+        if directory:
             shop.bind(step, empty, target)
-            with shop.target(path, directory=True) as mounted:
-                shop.read_only(step, mounted)
         else:
             shop.bind(step, f"{HOST}/dev/null", target)
+        with shop.target(path, directory=directory) as mounted:
+            shop.restrict(step, mounted, _SEALED)
     finally:
         os.close(place)
 
@@ -445,7 +507,7 @@ def _protect(shop: Workshop, path: str) -> None:
         target = f"{HOST}/proc/self/fd/{place}"
         shop.bind(step, target, target, recursive=True)
         with shop.target(path, directory=directory) as mounted:
-            shop.read_only(step, mounted)
+            shop.restrict(step, mounted, libc.MOUNT_ATTR_RDONLY, recursive=True)
     finally:
         os.close(place)
 
@@ -476,15 +538,7 @@ class Names(Operation):
 
     def perform(self, shop: Workshop) -> None:
         step = "write the crate's host name"
-        try:
-            descriptor = libc.open_in_root(step, shop.root, self.target, os.O_RDONLY)
-        except SandboxError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            text = ""
-        else:
-            with os.fdopen(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
-                text = stream.read()
+        text = self._read(shop, step)
         names = {name for line in text.splitlines() for name in line.partition("#")[0].split()[1:]}
         if text and not text.endswith("\n"):
             text += "\n"
@@ -494,6 +548,17 @@ class Names(Operation):
             text += f"127.0.0.1\t{self.hostname}\n"
         for path, content in ((self.target, text), ("/etc/hostname", f"{self.hostname}\n")):
             self._write(shop, step, path, content)
+
+    def _read(self, shop: Workshop, step: str) -> str:
+        # An image may have anything there: a pipe to wait on, a device, a file without end.
+        try:
+            descriptor = libc.open_in_root(step, shop.root, self.target, os.O_RDONLY | os.O_NONBLOCK)
+        except SandboxError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                return ""
+            raise
+        with os.fdopen(descriptor, "rb") if _is_regular(descriptor) else _nothing(descriptor) as stream:
+            return stream.read(_MAX_TEXT_BYTES).decode(errors="surrogateescape")
 
     @staticmethod
     def _write(shop: Workshop, step: str, path: str, content: str) -> None:
@@ -518,6 +583,15 @@ class Names(Operation):
             os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream,
         ):
             stream.write(content)
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _nothing(descriptor: int) -> io.BytesIO:
+    os.close(descriptor)
+    return io.BytesIO()
 
 
 _KINDS: Mapping[str, type[Operation]] = {
@@ -555,7 +629,7 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
         raise SandboxError(step, path="/tmp", errno=errno.ENOENT)
     options = "mode=0755" + (f",size={size_bytes}" if size_bytes is not None else "")
     libc.mount(step, "crate", base, "tmpfs", _SAFE, options)
-    with libc.os_step(step, "mkdir", base):
+    with _named_when_full(size_bytes), libc.os_step(step, "mkdir", base):
         for path in (HOST, ROOT, PRIVATE):
             os.mkdir(base + path, 0o700 if path == PRIVATE else 0o755)
     libc.pivot_root(step, base, base + HOST)
@@ -563,8 +637,9 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
     os.umask(0o022)
     shop = Workshop(rootless=rootless)
     try:
-        for operation in operations:
-            operation.perform(shop)
+        with _named_when_full(size_bytes):
+            for operation in operations:
+                operation.perform(shop)
     finally:
         shop.close()
     step = "enter the new root"
@@ -577,3 +652,15 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
     libc.umount(step, ".", libc.MNT_DETACH)
     with libc.os_step(step, "chdir", "/"):
         os.chdir("/")
+
+
+@contextmanager
+def _named_when_full(size_bytes: int | None) -> Iterator[None]:
+    """Name the spec's key where the private layer is too small for what a root needs."""
+    try:
+        yield
+    except SandboxError as error:
+        if error.errno != errno.ENOSPC or size_bytes is None:
+            raise
+        detail = f"the private layer is full: tmpfs={format_size(size_bytes)} is too small to build the crate"
+        raise SandboxError(error.step, path=error.path, errno=error.errno, detail=detail) from error

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
+import math
+import operator
 import os
 import selectors
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +31,27 @@ from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
 _TAIL_BYTES = 16 << 10
+_HEAD_BYTES = 256
+# The longest of one wait: poll(2) takes an int of milliseconds. Who waits longer waits again.
+_LONGEST_WAIT_SEC = 86_400.0
 _ORDER: tuple[Limit, ...] = ("memory", "pids", "timeout")
+
+
+# A test's author is shown the test's line, not ours, where the mistake or the refusal is the test's (pytest's
+# documentation, "Writing well integrated assertion helpers"); a fault of ours keeps its whole traceback.
+__tracebackhide__ = operator.methodcaller(
+    "errisinstance", (SandboxError, subprocess.SubprocessError, TypeError, ValueError)
+)
+
+
+class ProgramNotFound(SandboxError):
+    """A program, or the interpreter that it needs, is not in the crate."""
+
+    def __init__(self, argument: str, reason: str) -> None:
+        super().__init__(f"run {argument}", detail=reason)
+        self.syscall = "execve"
+        self.path = argument
+        self.errno = errno.ENOENT
 
 
 class ProgramFailed(subprocess.CalledProcessError):
@@ -66,7 +90,8 @@ class CompletedRun:
     returncode: int
     stdout: Any
     stderr: Any
-    usage: Usage
+    # Not shown: what a failed assertion says about a run shall fit on a line.
+    usage: Usage = dataclasses.field(repr=False)
     exceeded: tuple[Limit, ...] = ()
 
     def check_returncode(self) -> None:
@@ -105,6 +130,8 @@ class CratePopen:
         try:
             for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
                 theirs.append(self._connect(name, number, given, theirs))
+            if program.terminal and not os.isatty(theirs[0]):
+                raise ValueError("terminal=True wants a terminal as stdin, and what it got is none")
             self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
         except BaseException:
             self._close_streams()
@@ -160,14 +187,16 @@ class CratePopen:
 
         :raises subprocess.TimeoutExpired: it still runs after so many seconds.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        end = _deadline(timeout)
         while self.returncode is None:
-            left = None if end is None else max(0.0, end - time.monotonic())
+            left = None if end is None else min(max(0.0, end - time.monotonic()), _LONGEST_WAIT_SEC)
             with selectors.DefaultSelector() as selector:
                 selector.register(self._status, selectors.EVENT_READ)
-                if not selector.select(left):
-                    raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
-            self._note_exit()
+                ready = selector.select(left)
+            if ready:
+                self._note_exit()
+            elif end is not None and time.monotonic() >= end:
+                raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
         return self.returncode
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
@@ -179,7 +208,7 @@ class CratePopen:
         """
         found = {name: bytearray() for name in ("stdout", "stderr")}
         try:
-            self._exchange(_to_bytes(input), found, None if timeout is None else time.monotonic() + timeout)
+            self._exchange(_to_bytes(input), found, _deadline(timeout))
         except TimeoutError:
             raise subprocess.TimeoutExpired(
                 list(self.args), timeout or 0.0, bytes(found["stdout"]), bytes(found["stderr"])
@@ -208,7 +237,7 @@ class CratePopen:
                 left = 0.0 if ended else None if end is None else end - time.monotonic()
                 if left is not None and left < 0:
                     raise TimeoutError
-                ready = selector.select(left)
+                ready = selector.select(None if left is None else min(left, _LONGEST_WAIT_SEC))
                 if not ready and ended:
                     return
                 for key, _ in ready:
@@ -278,6 +307,25 @@ class CratePopen:
             self.wait()
 
 
+def _deadline(timeout: float | None) -> float | None:
+    """Return the time of :func:`time.monotonic` that is so many seconds ahead; None for no end."""
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if math.isnan(timeout):
+        raise ValueError("timeout must be a number of seconds or None, not NaN")
+    return time.monotonic() + timeout
+
+
+def _verify_variables(env: Mapping[str, str | None]) -> None:
+    for name, value in env.items():
+        if not isinstance(name, str):
+            raise TypeError(f"env: a variable's name must be a string, not {name!r}")
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"env: the value of {name} must be a string or None, not {value!r}")
+
+
 def _to_bytes(data: str | bytes | None) -> bytes:
     return data.encode() if isinstance(data, str) else data or b""
 
@@ -322,11 +370,13 @@ class CrateSandbox:
         :param terminal: ``stdin`` is a terminal, to become the program's controlling one: see
             :func:`pytest_crate.sandbox.terminal.open_terminal`.
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
+        :raises ValueError: ``stdin`` is to be a terminal, and is none.
         """
         if isinstance(argv, (str, bytes)) or not argv:
             raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
         if self._result is not None:
             raise SandboxError(f"run {argv[0]}", detail="the crate is closed")
+        _verify_variables(env or {})
         variables = program_environment(self.spec, os.environ)
         for name, value in (env or {}).items():
             if value is None:
@@ -344,9 +394,54 @@ class CrateSandbox:
             user=None if user is None else str(user),
             terminal=terminal,
         )
-        started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+        try:
+            started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+        except SandboxError as error:
+            # Without the frames of the engine's, which asked the launcher.
+            raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
         self._programs.append(started)
         return started
+
+    def _not_found(self, program: child.Program, error: SandboxError) -> ProgramNotFound | None:
+        """Return what is missing, if that is why a program could not be started.
+
+        execve(2) says ENOENT both for a program that isn't there and for one whose interpreter isn't.
+        """
+        if error.syscall != "execve" or error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        argument = program.argv[0]
+        directories = [""] if "/" in argument else os.get_exec_path(dict(program.env))
+        for directory in directories:
+            head = self._head(os.path.join(program.cwd, directory, argument))
+            if head is None:
+                continue
+            if head.startswith(b"#!"):
+                interpreter = head[2:].split(maxsplit=1)[0].decode(errors="replace")
+                needed = f"the interpreter {interpreter!r}"
+            else:
+                needed = "the dynamic linker"
+            return ProgramNotFound(argument, f"is there, but {needed} that it needs is not found {self._where}")
+        if "/" in argument:
+            return ProgramNotFound(argument, f"no such file {self._where}")
+        return ProgramNotFound(argument, f"not found in the crate's PATH ({self._root_in_words})")
+
+    @property
+    def _where(self) -> str:
+        return f"in the crate ({self._root_in_words})"
+
+    @property
+    def _root_in_words(self) -> str:
+        return "the host's root" if self.spec.image is None else f"image {self.spec.image!r}"
+
+    def _head(self, path: str) -> bytes | None:
+        """Return the beginning of a file that may be executed; None if there is none."""
+        try:
+            descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except SandboxError:
+            return None
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            return file.read(_HEAD_BYTES) if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111 else None
 
     def run(
         self,
@@ -370,6 +465,7 @@ class CrateSandbox:
         :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
         """
+        _deadline(timeout)  # what is no number shall start nothing
         before, _ = self._sandbox.account()
         watched = self._sandbox.watch()
         pipe = subprocess.PIPE
@@ -422,7 +518,15 @@ class CrateSandbox:
             raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
         # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
         mode = 0o644 if flags & os.O_CREAT else 0
-        return libc.open_in_root("open a file in the crate", self._sandbox.root, os.fspath(path), flags, mode)
+        step = "open a file in the crate"
+        try:
+            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags, mode)
+        except SandboxError as error:
+            raise error.with_traceback(None) from None
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise SandboxError(step, path=os.fspath(path), errno=errno.EISDIR)
+        return descriptor
 
     def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
         """Return a file's contents. Symlinks are resolved inside the crate.

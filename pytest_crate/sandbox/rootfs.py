@@ -21,7 +21,7 @@ from pytest_crate.sandbox.mounts import (
     Symlink,
     Sys,
 )
-from pytest_crate.sandbox.temporary import TEMPORARY
+from pytest_crate.sandbox.temporary import temporary_directories
 from pytest_crate.spec import CrateSpec
 
 # File systems without files of the user's; the crate gets its own of those that it needs.
@@ -126,7 +126,7 @@ def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> list[Op
     :param rootfs: directory of the spec's image; None for the host's root.
     """
     operations = _host_root(spec, view) if rootfs is None else _image_root(spec, view, rootfs)
-    return [*operations, Names(hostname=spec.hostname), *_mounts(spec)]
+    return [*operations, *_mounts(spec)]
 
 
 def _kernel_parts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
@@ -148,10 +148,12 @@ def _mounts(spec: CrateSpec) -> Iterator[Operation]:
 
 
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
-    covers = {**TEMPORARY, **dict.fromkeys(view.homes, 0o755)}
+    covers = {**temporary_directories(), **dict.fromkeys(view.homes, 0o755)}
     kept, links = _kept(view)
     revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
     yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
+    # Before anything of the host's is mounted where a symlink of the tree may lead.
+    yield Names(hostname=spec.hostname)
     yield from (Capture(target=path) for path in revealed)
     yield from _kernel_parts(spec, view)
     # Outer places first, whatever they are: a project below basetemp is shown on top of it.
@@ -178,7 +180,7 @@ def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
 def _shared(view: HostView) -> Iterator[Bind]:
     """What is the host's own even in a crate: bound, not copied."""
     yield from (Bind(target=path, source=path, writable=True, recursive=True) for path in view.writable)
-    yield from (Bind(target=path, source=path, writable=True, if_present=True) for path in view.sockets)
+    yield from (Bind(target=path, source=path, if_present=True) for path in view.sockets)
 
 
 def _depth(place: _Place) -> int:
@@ -195,18 +197,22 @@ def _root_overlays(view: HostView, covers: Sequence[str], revealed: Sequence[str
             is_at_or_below(path, mount.path) or is_below(mount.path, path) for path in revealed
         ):
             continue
-        yield _copy_on_write(mount.path)
+        yield from _copy_on_write(
+            mount.path, or_read_only=not any(is_at_or_below(path, mount.path) for path in view.project)
+        )
 
 
 def _any_holds(directories: Iterable[str], path: str) -> bool:
     return any(is_at_or_below(path, directory) for directory in directories)
 
 
-def _copy_on_write(path: str, *, if_present: bool = False) -> Overlay | Bind:
+def _copy_on_write(path: str, *, if_present: bool = False, or_read_only: bool = False) -> Iterator[Overlay | Bind]:
     if os.path.isdir(path):
-        return Overlay(target=path, lower=path, if_present=if_present)
-    # A file bound on a file, as containers have /etc/hosts: an overlay is made of directories.
-    return Bind(target=path, source=path, if_present=if_present)
+        yield Overlay(target=path, lower=path, if_present=if_present, or_read_only=or_read_only)
+    elif os.path.isfile(path):
+        # A file bound on a file, as containers have /etc/hosts: an overlay is made of directories. Nothing
+        # else is shown: a socket, as containers have an engine's, would be a way to the host.
+        yield Bind(target=path, source=path, if_present=if_present)
 
 
 def _rootless_overlays(view: HostView) -> Iterator[Operation]:
@@ -214,12 +220,13 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     refuses a lower directory with locked mounts below (EINVAL, "failed to clone lowerpath")."""
     yield EmptyRoot()
     points = [mount.path for mount in view.mounts if mount.kind not in _KERNEL_FILE_SYSTEMS]
-    skip = (*_OWN, *TEMPORARY)
+    temporary = temporary_directories()
+    skip = (*_OWN, *temporary)
     yield from _split("/", points, skip, {*view.homes})
     # What a temporary directory holds of this run is shown from an overlay of its own.
     kept, _ = _kept(view)
-    for path in outermost(path for path in (*view.project, *kept) if _any_holds(TEMPORARY, path)):
-        yield _copy_on_write(path, if_present=True)
+    for path in outermost(path for path in (*view.project, *kept) if _any_holds(temporary, path)):
+        yield from _copy_on_write(path, if_present=True)
 
 
 def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: set[str]) -> Iterator[Operation]:
@@ -247,12 +254,15 @@ def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: se
 
 def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operation]:
     yield Overlay(target="/", lower=rootfs)
+    yield Names(hostname=spec.hostname)
     yield from _kernel_parts(spec, view)
     places: list[_Place] = [
         Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"
     ]
     kept, links = _kept(view)
-    places += [_copy_on_write(path, if_present=True) for path in kept]
+    places += [place for path in kept for place in _copy_on_write(path, if_present=True)]
     places += [*links, *_shared(view)]
+    # A home within the project is as private as one elsewhere.
+    places += [Private(target=home) for home in view.homes if any(is_below(home, path) for path in view.project)]
     yield from sorted(places, key=_depth)
     yield from (Bind(target=path, source=source, if_absent=True) for path, source in view.libraries.items())

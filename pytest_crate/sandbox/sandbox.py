@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, host, libc, namespaces, seccomp
@@ -128,6 +128,9 @@ class Engine:
     def _forget(self) -> None:
         """Give the launcher up; the next use starts another."""
         if self._channel is not None:
+            # Not just closed: whatever was forked from this process has the socket, too.
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._channel = None
             with contextlib.suppress(ChildProcessError):
@@ -152,7 +155,12 @@ class Engine:
             except (BrokenPipeError, ConnectionResetError) as error:
                 self._forget()
                 raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
-            answer, received = self._receive()
+            try:
+                answer, received = self._receive()
+            except BaseException:
+                # A signal's handler raised: the answer may still come, and would be taken for the next request's.
+                self._forget()
+                raise
         if "sandbox_error" in answer:
             raise SandboxError.from_json(answer["sandbox_error"])
         if "host_error" in answer:
@@ -276,9 +284,7 @@ NOTHING_YET = Watched(oom_kills=0, pids_max=0, timed_out=False)
 class Sandbox:
     """One crate, alive until :meth:`close`."""
 
-    def __init__(
-        self, *, engine: Engine, launcher: int, number: int, init: int, root: int, entry: child.Entry
-    ) -> None:
+    def __init__(self, *, engine: Engine, launcher: int, number: int, init: int, root: int, entry: child.Entry) -> None:
         self._engine = engine
         self._launcher = launcher
         self._number = number
@@ -290,18 +296,23 @@ class Sandbox:
         self.entry = entry
         self.started = time.monotonic_ns()
 
-    def fork(self) -> int:
+    def fork(self, refuse: Callable[[SandboxError], NoReturn]) -> int:
         """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
 
         In the child the calling thread is the only one; it is in the crate's cgroup and namespaces
         but not yet confined (:func:`child.confine`).
 
-        :raises SandboxError: a step is refused. In the child it must end the process.
+        :param refuse: called in the child if it can't enter; ends the process.
+        :raises SandboxError: a step is refused, in the parent.
         """
         self.started = time.monotonic_ns()
-        pid = namespaces.fork_inside(self.entry.namespaces)
+        with libc.os_step("fork into the crate", "fork"):
+            pid = namespaces.fork_inside(self.entry.namespaces)
         if pid == 0:
-            child.enter(self.entry)
+            try:
+                child.enter(self.entry)
+            except SandboxError as error:
+                refuse(error)
         return pid
 
     def spawn(self, program: child.Program, stdio: tuple[int, int, int]) -> tuple[int, int]:

@@ -10,6 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755}
 """Directories that are private in a crate on the host's root, with their modes."""
 
+
+def temporary_directories() -> dict[str, int]:
+    """Return the directories by their real paths (``/tmp`` may be a symlink), with their modes."""
+    return {os.path.realpath(path): mode for path, mode in TEMPORARY.items()}
+
+
 _MAX_SOCKET_SEARCH = 2_000  # directory entries looked at below one entry kept
 
 
@@ -44,7 +50,7 @@ class TemporaryEntries:
 
 
 def _list_all() -> dict[str, _Listing]:
-    return {directory: dict(_entries(directory)) for directory in TEMPORARY}
+    return {directory: dict(_entries(directory)) for directory in temporary_directories()}
 
 
 def _appeared(before: _Listing, now: _Listing) -> Iterator[str]:

@@ -96,7 +96,9 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """
     # Not socket.recv_fds(), which drops its flags: the descriptors would be inherited by any exec.
     room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * _DESCRIPTOR.size)
-    head, ancillary, _, _ = channel.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+    head, ancillary, flags, _ = channel.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC:
+        raise WireError("descriptors were lost on the way: this process has too many open (ulimit -n)")
     fds = [
         descriptor
         for level, kind, data in ancillary

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from pytest_crate.report import failure_section
 from pytest_crate.report.failure import STACK_LINES, STDERR_BYTES, STDERR_LINES
 from pytest_crate.result import CrateResult, Exit
-from pytest_crate.spec import CrateSpec
+from pytest_crate.spec import CrateSpec, Mount
 from pytest_crate.usage import Usage
 
 MIB = 1 << 20
@@ -33,7 +37,7 @@ def test_an_oom_kill_shows_limit_use_and_what_was_killed() -> None:
     assert title == "Crate"
     assert text.splitlines() == [
         "memory limit 64 MiB exceeded",
-        "memory    peak 64 MiB of 64 MiB (100%); at the end anon 2 MiB, file 1 MiB, shmem 0 B",
+        "memory    peak 64 MiB of 64 MiB (100%); at the end anon 2 MiB, file 1 MiB",
         "cpu       1.23 s (user 1.10 s, system 130 ms), limit 0.5 CPUs, throttled 12 times for 340 ms",
         "pids      peak 3 of 32",
         "wall      1.34 s of 10 s",
@@ -53,7 +57,7 @@ def test_a_timeout_shows_stacks_and_unknown_numbers_as_dashes() -> None:
     assert title == "Crate crate_sandbox[2]"
     assert text.splitlines() == [
         "timeout of 1.5 s exceeded",
-        "memory    peak -; at the end anon -, file -, shmem -",
+        "memory    peak -",
         "cpu       - (user -, system -)",
         "pids      peak -",
         "wall      - of 1.5 s",
@@ -100,3 +104,94 @@ def test_one_endless_line_is_bounded() -> None:
     """A program that never ends its line cannot flood the report."""
     text = failure_section(CrateResult(name="body", usage=Usage()), CrateSpec(), stderr=b"x" * 1_000_000)[1]
     assert text.splitlines()[-1] == "  ..." + "x" * STDERR_BYTES
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        ({"memory_anon_bytes": 0, "memory_file_bytes": 0, "memory_shmem_bytes": 0}, ""),
+        (
+            {"memory_anon_bytes": 0, "memory_file_bytes": None, "memory_shmem_bytes": 3 * MIB},
+            "; at the end shmem 3 MiB",
+        ),
+    ],
+)
+def test_levels_of_nothing_are_left_out(levels: dict[str, Any], shown: str) -> None:
+    """They are read when the processes have ended: "anon 0 B" would look as if the crate had had none."""
+    crate = CrateResult(name="body", usage=Usage(memory_peak_bytes=9 * MIB, **levels))
+    assert f"memory    peak 9 MiB{shown}" in failure_section(crate, CrateSpec())[1].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("spec", "loosened"),
+    [
+        (CrateSpec(network="host"), "network host"),
+        (CrateSpec(mounts=(Mount(source="/a", target="/b", writable=True),)), "mounts rw"),
+        (CrateSpec(mounts=(Mount(source="/a:rw", target="/b", writable=False),)), None),
+        (CrateSpec(cap_add=("chown",), seccomp=False, network="host"), "cap_add chown, seccomp off, network host"),
+    ],
+)
+def test_every_loosening_is_named(spec: CrateSpec, loosened: str | None) -> None:
+    """A capability, no filter, the host's network and a writable mount are named; a read-only mount is none."""
+    lines = failure_section(CrateResult(name="body", usage=Usage()), spec)[1].splitlines()
+    assert [line for line in lines if line.startswith("loosened")] == ([f"loosened  {loosened}"] if loosened else [])
+
+
+_RUNNER = (
+    '  File "/site/pluggy/_callers.py", line 121 in _multicall',
+    '  File "/site/_pytest/python.py", line 1798 in runtest',
+    '  File "/site/_pytest/runner.py", line 184 in pytest_runtest_call',
+    '  File "/site/_pytest/runner.py", line 250 in <lambda>',
+    '  File "/site/_pytest/config/__init__.py", line 262 in _main',
+    '  File "<frozen runpy>", line 88 in _run_code',
+)
+_CALLED = '  File "/site/_pytest/python.py", line 187 in pytest_pyfunc_call'
+_TEST = '  File "/home/a/pluggy/t.py", line 8 in test_hangs'
+_LEFT_OUT = "  ... pytest's own frames left out"
+
+
+def _stacks_of(*dump: str) -> list[str]:
+    crate = CrateResult(name="body", usage=Usage(), exceeded=("timeout",))
+    lines = failure_section(crate, CrateSpec(), stacks="\n".join(dump))[1].splitlines()
+    return [line.removeprefix("  ") for line in lines[lines.index("stacks at the timeout:") + 1 :]]
+
+
+def test_stacks_end_where_pytest_begins() -> None:
+    """Below a test's own frames there is one line for all of pytest's; other threads are whole."""
+    thread = (
+        "Thread 1 (most recent call first):",
+        '  File "/t.py", line 4 in waits',
+        '  File "/threading.py", line 9 in run',
+    )
+    head = ("", "Current thread 2 (most recent call first):")
+    assert _stacks_of(*thread, *head, _TEST, _CALLED, *_RUNNER) == [*thread, *head, _TEST, _LEFT_OUT]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        # A fixture that the test asked for; a test that runs pytest in its own process.
+        ('  File "/t.py", line 3 in fixture', '  File "/site/_pytest/fixtures.py", line 1 in call_fixture_func', _TEST),
+        ('  File "/inner.py", line 1 in test_inner', _CALLED, *_RUNNER[:-1], _TEST),
+    ],
+)
+def test_pytest_frames_above_the_test_are_its_own(own: tuple[str, ...]) -> None:
+    """What the test called stays, be it pytest."""
+    assert _stacks_of(*own, _CALLED, *_RUNNER) == [*own, _LEFT_OUT]
+
+
+def test_a_fixture_keeps_its_frames() -> None:
+    """In set-up and teardown the frames between the fixture and pytest's runner go, those of this plugin too."""
+    fixture = '  File "/t.py", line 4 in slow'
+    below = (
+        '  File "/site/_pytest/fixtures.py", line 1074 in call_fixture_func',
+        '  File "/site/pytest_crate/plugin/walk.py", line 175 in _set_up',
+        '  File "/site/_pytest/runner.py", line 170 in pytest_runtest_setup',
+    )
+    assert _stacks_of(fixture, *below, *_RUNNER[3:]) == [fixture, _LEFT_OUT]
+
+
+def test_a_stack_of_nothing_but_pytest_stays() -> None:
+    """Where pytest itself hangs, or a deep stack's end is missing, nothing is left out."""
+    assert _stacks_of(_CALLED, *_RUNNER) == [_CALLED, *_RUNNER]
+    assert _stacks_of(_TEST, _CALLED, "  ...") == [_TEST, _CALLED, "  ..."]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_crate.report import Line, Outcome, TestRecord, summary
 from pytest_crate.report.terminal_text import columns
 from pytest_crate.result import CrateResult, Limit
-from pytest_crate.spec import CrateSpec
+from pytest_crate.spec import CrateSpec, Mount
 from pytest_crate.usage import Usage
 
 MIB = 1 << 20
@@ -169,6 +169,25 @@ def test_top_bounds_the_rows_and_says_how_many_it_left_out(top: int, rows: int, 
     assert lines[rows + 1 :] == [*expected, "5 crates, cpu -, highest peak 4 MiB, 0 over a limit"]
 
 
+@pytest.mark.parametrize("limit", ["memory", "pids", "timeout"])
+def test_what_exceeded_a_limit_comes_first_however_small(limit: Limit) -> None:
+    """A culprit with a tiny or unknown peak is not cut off for bigger crates; of several the biggest is first."""
+    records = [_record(f"t{number}", usage=Usage(memory_peak_bytes=number * MIB)) for number in range(5)]
+    records.append(_record("small", exceeded=(limit,), usage=Usage(memory_peak_bytes=4096)))
+    records.append(_record("unknown", exceeded=(limit,)))
+    records.append(_unsandboxed("none", "no cgroup"))
+    lines = _texts(summary(records, top=3, width=120))
+    assert [line.split()[0] for line in lines[1:5]] == ["none", "small", "unknown", "t4"]
+    assert lines[5] == "4 rows left out, see all with --crate-top=0"
+
+
+@pytest.mark.parametrize("records", [[], [SMALL], [SMALL, OOM]])
+def test_a_negative_number_of_rows_is_an_error(records: list[TestRecord]) -> None:
+    """Less than no row is refused, rather than taken for all but the last."""
+    with pytest.raises(ValueError, match=r"^top=-1: expected 0 or more rows$"):
+        summary(records, top=-1, width=80)
+
+
 @pytest.mark.parametrize(
     ("exceeded", "usage", "flags", "markup"),
     [
@@ -273,8 +292,13 @@ def test_loosened_confinement_is_named() -> None:
         SMALL, crate_specs={"body": CrateSpec(seccomp=False).to_json()}, spec=CrateSpec(cap_add=("chown",)).to_json()
     )
     never_ran = dataclasses.replace(loose, nodeid="skipped", crates=())
-    lines = _texts(summary([loose, other, never_ran], top=0, width=120))
-    assert lines[-1] == "confinement loosened: cap_add net_admin in 1 test, seccomp off in 2 tests"
+    mounts = tuple(Mount(source="/a", target=target, writable=True) for target in ("/b", "/c"))
+    opened = dataclasses.replace(SMALL, nodeid="opened", spec=CrateSpec(network="host", mounts=mounts).to_json())
+    lines = _texts(summary([loose, other, never_ran, opened], top=0, width=120))
+    assert lines[-1] == (
+        "confinement loosened: cap_add net_admin in 1 test, mounts rw in 1 test, network host in 1 test, "
+        "seccomp off in 2 tests"
+    )
 
 
 def test_nothing_to_tell_is_no_lines() -> None:

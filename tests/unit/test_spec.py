@@ -108,6 +108,9 @@ def test_defaults() -> None:
         ("pids", True),
         ("timeout", -1),
         ("timeout", "soon"),
+        ("timeout", 1_000_000_000.5),
+        ("pids", 4_194_305),
+        ("tmpfs", "1k"),
         ("image", ""),
         ("network", "bridge"),
         ("network", []),
@@ -138,6 +141,35 @@ def test_a_value_that_does_not_parse_is_named(key: str, value: object) -> None:
     assert (error.origin, error.key, error.value) == ("@pytest.mark.crate", key, value)
     assert f"{key}={value!r}" in str(error)
     assert error.expected in str(error)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("pids", 4_194_305, "a number of tasks from 1 to 4194304"),
+        ("timeout", 1e300, "a number of seconds above 0, at most 1000000000"),
+        ("tmpfs", "1k", "at least 4k"),
+        ("memory", "1k", "at least 4k"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_the_bound(key: str, value: object, bound: str) -> None:
+    """What is too much or too little is an error that says how much would be right."""
+    with pytest.raises(SpecError) as caught:
+        spec_of(**{key: value})
+    assert caught.value.expected.endswith(bound)
+
+
+def test_the_bounds_themselves_are_valid() -> None:
+    """The largest number of tasks and the longest timeout are accepted, the latter to the microsecond."""
+    spec = spec_of(pids=4_194_304, timeout=1_000_000_000, tmpfs="4k")
+    assert (spec.pids, spec.timeout_usec, spec.tmpfs_bytes) == (4_194_304, 10**15, 4096)
+
+
+def test_numbers_may_be_text() -> None:
+    """A number that is written as text, as in an ini file, is that number."""
+    assert spec_of(timeout="10", cpus="0.5", pids="64", memory="8192", user="1000") == spec_of(
+        timeout=10, cpus=0.5, pids=64, memory=8192, user=1000
+    )
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
