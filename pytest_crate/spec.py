@@ -349,7 +349,7 @@ _KEYS: Mapping[str, _Key] = {
     "mounts": _Key(
         field="mounts",
         parse=_mounts,  # type: ignore[arg-type]  # the one parser that needs the layer's directory
-        expected='a list of "src[:dst][:ro|rw]", dst absolute and none of /, /proc, /sys and /dev, nor in /proc or /sys',
+        expected='a list of "src[:dst][:ro|rw]"; dst an absolute path, not / or /dev, nor in /proc or /sys',
     ),
     "tmpfs": _Key(field="tmpfs_bytes", parse=_limit_bytes, expected=f"{_SIZE_WORDS}, at least 4k", unlimited=True),
     "env": _Key(field="env", parse=_env, expected="a dict of names to strings or None"),

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from pytest_crate.sandbox.terminal import open_terminal
 
 
 def test_run(crate_sandbox):
@@ -36,6 +39,16 @@ def test_popen(crate_sandbox):
     assert len(crate_sandbox.processes()) == 1
     assert server.communicate("bye\n")[0] == "bye\n"
     assert server.returncode == 0
+
+
+def test_terminal(crate_sandbox):
+    root = os.open(crate_sandbox.root, os.O_PATH)
+    terminal = open_terminal(root)
+    program = crate_sandbox.popen(["tty"], stdin=terminal.slave, stdout=terminal.slave, terminal=True)
+    assert program.wait(10) == 0
+    assert os.read(terminal.master, 100) == b"/dev/pts/0\r\n"
+    for descriptor in (terminal.master, terminal.slave, root):
+        os.close(descriptor)
 
 
 EAT = "import sys; print('eating', flush=True); data = bytearray(256 << 20)"

@@ -36,7 +36,7 @@ _LISTS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
 
 # Where a marker's value is a list or a dict, and an option's is not.
 _EXPECTED: Mapping[str, str] = {
-    "mounts": "SRC[:DST][:ro|rw], DST absolute and none of /, /proc, /sys and /dev, nor in /proc or /sys",
+    "mounts": "SRC[:DST][:ro|rw]; DST an absolute path, not / or /dev, nor in /proc or /sys",
     "env": "NAME=VALUE, or NAME to hand on ours",
     "cap_add": "the name of a capability, such as net_admin",
 }

@@ -119,8 +119,11 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         except SandboxError as error:
             if error.syscall != "execve":
                 raise
+            if isinstance(error, ProgramNotFound):
+                say(f"{arguments.prog}: {error.path}: {error.detail}")
+                return NOT_FOUND
             say(f"{arguments.prog}: {error}")
-            return NOT_FOUND if isinstance(error, ProgramNotFound) else NOT_EXECUTABLE
+            return NOT_EXECUTABLE
         status = _status(ended)
         result = dataclasses.replace(crate.close(), exit=ended)
     _tell(arguments, spec, result)

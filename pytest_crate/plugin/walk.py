@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import private, transfer
+from pytest_crate.plugin import coverage_data, private, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
@@ -294,6 +294,9 @@ class Walk:
         elif error is not None:
             self._send({"error": f"{type(error).__name__}: {error}"})
         _flush(self.item.config)
+        measured = coverage_data.take()
+        if measured is not None:
+            self._send({"coverage": measured})
         os._exit(0)
 
     # -- the mirror ------------------------------------------------------------------------------
@@ -319,6 +322,7 @@ class Walk:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
+        self._take_rest()
         exit_ = self._wait_for_exit()
         # Once more: a daemon may have met a limit since.
         exceeded = self._exceeded_since()
@@ -480,6 +484,26 @@ class Walk:
             # A grandchild may hold the channel open for ever; what the child wrote is in it already.
             if self._pidfd in ready and not _readable(self._channel, 0):
                 self._ended_early()
+
+    def _take_rest(self) -> None:
+        """Take what the child sends after its last report, until it leaves or its time is over."""
+        while self._channel >= 0:
+            poll = select.poll()
+            poll.register(self._channel, select.POLLIN)
+            poll.register(self._pidfd, select.POLLIN)
+            left = self._left()
+            ready = {descriptor for descriptor, _ in poll.poll(None if left is None else min(1e9, left * 1e3))}
+            data = os.read(self._channel, 1 << 20) if self._channel in ready else b""
+            if not data:
+                break
+            try:
+                self._messages.extend(self._frames.feed(data))
+            except wire.WireError as error:
+                raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+        for message in self._messages:
+            if isinstance(message.get("coverage"), str):
+                coverage_data.give(message["coverage"])
+        self._messages.clear()
 
     def _read_stacks(self) -> bool:
         data = os.read(self._stacks_fd, 1 << 16)

@@ -416,8 +416,8 @@ class CrateSandbox:
             if head is None:
                 continue
             if head.startswith(b"#!"):
-                interpreter = head[2:].split(maxsplit=1)[0].decode(errors="replace")
-                needed = f"the interpreter {interpreter!r}"
+                interpreter = b" ".join(head[2:].split(maxsplit=1)[:1])
+                needed = f"the interpreter {interpreter.decode(errors='replace')!r}"
             else:
                 needed = "the dynamic linker"
             return ProgramNotFound(argument, f"is there, but {needed} that it needs is not found {self._where}")

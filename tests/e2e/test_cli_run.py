@@ -78,7 +78,12 @@ def test_program_not_found(cli: Cli) -> None:
     done = cli("host", "no-such-program")
     assert (done.returncode, done.stderr) == (
         127,
-        b"pytest-crate run: no-such-program: not found in the crate's PATH\n",
+        b"pytest-crate run: no-such-program: not found in the crate's PATH (the host's root)\n",
+    )
+    done = cli("host", "/no/such/program")
+    assert (done.returncode, done.stderr) == (
+        127,
+        b"pytest-crate run: /no/such/program: no such file in the crate (the host's root)\n",
     )
 
 
@@ -103,10 +108,17 @@ def test_program_not_executable(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--memory", "lots", "host", "true"], "--memory: memory='lots': expected a size such as"),
-        (["--mount", "a:b:c:d", "host", "true"], "--mount: mounts=['a:b:c:d']: expected"),
+        (["--memory", "lots", "host", "true"], "run: --memory lots: expected a size such as"),
+        (["--mount", "a:b:c:d", "host", "true"], "run: --mount a:b:c:d: expected SRC[:DST]"),
+        (["--mount", "/etc:/proc/x", "host", "true"], "run: --mount /etc:/proc/x: expected SRC[:DST]"),
+        (["--mount", "/etc/passwd:/etc", "host", "true"], "at /etc: a file can't be shown on a directory"),
+        (["--mount", "/etc:/etc/passwd", "host", "true"], "at /etc/passwd: a directory can't be shown on a file"),
+        (["--env", "A=1", "--env", "=x", "host", "true"], "run: --env =x: expected NAME=VALUE, or NAME to hand on"),
+        (["--tmpfs", "4k", "host", "true"], "layer is full: tmpfs=4 KiB is too small to build the crate"),
         (["--mount", "missing:/there", "host", "true"], "/missing): No such file or directory"),
-        (["--cap-add", "omnipotence", "host", "true"], "--cap-add: cap_add=['omnipotence']: expected"),
+        (["--cap-add", "omnipotence", "host", "true"], "run: --cap-add omnipotence: expected the name of a"),
+        (["--cap-add", "kill", "--cap-add", "foo", "--cap-add", "chown", "host", "true"], "run: --cap-add foo: "),
+        (["", "true"], "image '': an image has a name or a path"),
         (["--user", "nobody-at-all", "host", "true"], "it has no user 'nobody-at-all'"),
         (["--workdir", "/no/such", "host", "true"], "/no/such): No such file or directory"),
         (["no-such-image", "true"], "image 'no-such-image': there is no "),
@@ -131,6 +143,21 @@ def test_our_own_failures(
     assert out == ""
     assert said in err
     assert err.splitlines()[-1].startswith(("pytest-crate run: ", "Try 'pytest-crate run --help'.", "To mend it: "))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "run: cannot read {path}: Is a directory\n"), ("[tool\n", "run: {path}: Expected ']' at the end of")],
+)
+def test_a_pyproject_that_cannot_be_read(
+    content: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A pyproject.toml that can't be read, or parsed, is named with the reason."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pyproject.toml"
+    path.mkdir() if content is None else path.write_text(content)
+    assert main(["run", "small", "true"]) == 125
+    assert said.format(path=path) in capfd.readouterr().err
 
 
 def test_everything_after_the_program_is_its_own(cli: Cli) -> None:

@@ -181,7 +181,10 @@ def test_a_read_only_store_serves_what_it_has_and_says_why_it_takes_no_more(tmp_
 
     result = run(use, private_mounts=True)
     assert result.startswith(f"image 'new': cannot keep it in the store {store}: ")
-    assert result.endswith("Read-only file system (errno 30); XDG_CACHE_HOME can name another place")
+    assert result.endswith(
+        "Read-only file system (errno 30); "
+        "another place can be named by --store, ini crate_image_store or XDG_CACHE_HOME"
+    )
 
 
 @as_root

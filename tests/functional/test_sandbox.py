@@ -76,11 +76,14 @@ def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """What can't be started is an error that names program, directory or user, and the crate goes on."""
     pytester.makepyfile(
         """
-        import pytest
+        import subprocess, pytest
         from pytest_crate.errors import SandboxError, SpecError
         def test_errors(crate_sandbox):
-            with pytest.raises(SandboxError, match="no_such_program.*No such file"):
+            root = r"\\(the host's root\\)$"
+            with pytest.raises(SandboxError, match="^run no_such_program: not found in the crate's PATH " + root):
                 crate_sandbox.run(["no_such_program", "x"])
+            with pytest.raises(SandboxError, match="^run /no/it: no such file in the crate " + root):
+                crate_sandbox.run(["/no/it"])
             with pytest.raises(SandboxError, match="/etc/passwd.*Permission denied"):
                 crate_sandbox.run(["/etc/passwd"])
             with pytest.raises(SandboxError, match="/no/such/dir"):
@@ -89,6 +92,17 @@ def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
                 crate_sandbox.run(["true"], user="no_such_user")
             with pytest.raises(TypeError): crate_sandbox.run("true")
             with pytest.raises(TypeError): crate_sandbox.run([])
+            with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not '5'"):
+                crate_sandbox.run(["touch", "/tmp/ran"], timeout="5")
+            with pytest.raises(TypeError, match="the value of A must be a string or None, not 1"):
+                crate_sandbox.run(["touch", "/tmp/ran"], env={"A": 1})
+            with pytest.raises(ValueError, match="terminal=True wants a terminal as stdin"):
+                crate_sandbox.popen(["touch", "/tmp/ran"], stdin=subprocess.DEVNULL, terminal=True)
+            with pytest.raises(SandboxError, match=r"^open a file in the crate: /etc: Is a directory \\(errno 21\\)$"):
+                crate_sandbox.read_text("/etc")
+            with pytest.raises(SandboxError, match="/tmp/ran.*No such file"): crate_sandbox.read_text("/tmp/ran")
+            assert crate_sandbox.run(["true"], timeout=1e12).returncode == 0
+            assert crate_sandbox.popen(["true"]).wait(float("inf")) == 0
             assert crate_sandbox.run(["true"]).returncode == 0
         def test_factory_errors(crate_sandbox_factory):
             with pytest.raises(SpecError, match="memroy"): crate_sandbox_factory(memroy="1m")
@@ -125,8 +139,30 @@ def test_missing_program_in_an_image(pytester: pytest.Pytester, run_inner: RunIn
         """
     )
     run = run_inner("-o", "crate_image_store=store")
-    assert "nginx" in run.of("test_it")["longrepr"]
-    assert "tiny" in run.of("test_it")["longrepr"]
+    shown = run.of("test_it")["longrepr"]
+    assert "ProgramNotFound: run nginx: not found in the crate's PATH (image 'tiny')" in shown
+    assert "program.py" not in shown, "our frames are no help to the test's author"
+    assert "sandbox.py" not in shown
+    assert 'crate_sandbox.run(["nginx", "-t"])' in shown
+
+
+def test_a_terminal(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """With terminal=True a terminal given as stdin becomes the program's controlling one."""
+    pytester.makepyfile(
+        """
+        import os
+        from pytest_crate.sandbox.terminal import open_terminal
+        def test_it(crate_sandbox):
+            root = os.open(crate_sandbox.root, os.O_PATH)
+            terminal = open_terminal(root)
+            given = {"stdin": terminal.slave, "stdout": terminal.slave, "stderr": terminal.slave}
+            shell = crate_sandbox.popen(["sh", "-c", "tty; echo told > /dev/tty"], terminal=True, **given)
+            assert shell.wait(20) == 0
+            assert os.read(terminal.master, 100) == b"/dev/pts/0\\r\\ntold\\r\\n"
+            for descriptor in (root, terminal.master, terminal.slave): os.close(descriptor)
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 1}
 
 
 def test_files_processes_and_daemons(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -259,6 +259,18 @@ def test_configured_cgroup_must_exist(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("pytest-crate-run")) == []
 
 
+def test_a_missing_configured_cgroup_is_one_directory_for_each_v1_mount(tmp_path: Path) -> None:
+    """Where v1 carries the limits, the remedy makes a directory in each of its hierarchies, and none in a bare
+    cgroup2 beside them."""
+    proc = v1_host(tmp_path, {"memory": "/", "cpu,cpuacct": "/", "pids": "/"})
+    mountinfo = Path(proc, "self", "mountinfo")
+    mountinfo.write_text(f"{mountinfo.read_text()}\n9 1 0:9 / {tmp_path}/unified rw - cgroup2 cgroup2 rw\n")
+    with pytest.raises(HostError) as caught:
+        find_parent(run_name="pytest-crate-run", configured="/ci", proc_root=proc)
+    points = [f"{tmp_path}/cgroup/{name}/ci" for name in ("memory", "cpu,cpuacct", "pids")]
+    assert caught.value.hint == f"sudo mkdir -p {' '.join(points)}"
+
+
 def v2_host(directory: Path, own: str, controllers: str) -> tuple[str, Path]:
     """Make a fake v2 host; return its procfs and our own control group."""
     point = directory / "unified"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_crate.sandbox.doctor import fault_of
+from pytest_crate.sandbox.doctor import fault_of, usage_row
 from pytest_crate.sandbox.program import CompletedRun
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
@@ -49,3 +49,20 @@ def test_a_cpu_limit_that_does_not_hold() -> None:
 def test_a_program_that_fails(done: CompletedRun, said: str) -> None:
     """A program that crashes, or sees the host's name, was in no crate as it should be."""
     assert fault_of(done, SPEC) == said
+
+
+def test_numbers_that_a_host_does_not_tell() -> None:
+    """The row of usage names what a host can't tell, in a sentence, and is then degraded."""
+    known = Usage(cpu_usage_usec=1, memory_peak_bytes=1, memory_oom_kills=0, pids_peak=1)
+    row = usage_row(known)
+    assert (row.status, row.detail) == ("ok", "CPU time, memory peak, OOM kills, peak of tasks")
+    row = usage_row(Usage(cpu_usage_usec=1, memory_oom_kills=0))
+    assert row.status == "degraded"
+    assert row.detail == "this host does not tell: memory peak, peak of tasks; reports show '-' there"
+
+
+def test_a_run_is_shown_on_a_line() -> None:
+    """The repr of a run, which a failed assertion prints, leaves out the two dozen numbers of its usage."""
+    assert repr(run()) == (
+        "CompletedRun(args=('python',), returncode=0, stdout='crate-doctor', stderr='', exceeded=())"
+    )

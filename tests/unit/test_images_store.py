@@ -133,6 +133,18 @@ def test_a_directory_is_used_as_it_is(store: ImageStore, tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive" * 100, gzip.compress(b"nor this" * 200)], ids=["empty", "plain", "compressed"]
+)
+def test_what_is_no_archive_is_not_said_to_be_extracted(store: ImageStore, tmp_path: Path, content: bytes) -> None:
+    """Nobody hears of an extraction that never begins."""
+    (tmp_path / "file").write_bytes(content)
+    lines: list[str] = []
+    with pytest.raises(ImageError):
+        store.open(str(tmp_path / "file"), "img", lines.append)
+    assert lines == []
+
+
 def test_progress_is_told_every_64_mib(store: ImageStore, tmp_path: Path) -> None:
     """Long work is heard of: once at the start and once per 64 MiB of archive."""
     path = tmp_path / "big.tar.gz"
@@ -297,7 +309,10 @@ def test_a_planted_symlink_is_no_store(store: ImageStore, image_file: Path, tmp_
 def test_a_file_in_the_stores_place_is_an_error(store: ImageStore, image_file: Path, tmp_path: Path) -> None:
     """The message names the store and what to do."""
     (tmp_path / "store").write_text("")
-    with pytest.raises(ImageError, match=r"cannot keep it in the store .*/store: .*XDG_CACHE_HOME can name another"):
+    with pytest.raises(
+        ImageError,
+        match=r"store: .*; another place can be named by --store, ini crate_image_store or XDG_CACHE_HOME",
+    ):
         store.open(str(image_file), "img")
 
 
@@ -316,7 +331,7 @@ def test_without_any_home_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -
         raise KeyError(uid)
 
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    with pytest.raises(ImageError, match="set XDG_CACHE_HOME"):
+    with pytest.raises(ImageError, match=r"no home directory .*; another place can be named by --store"):
         default_store_root({})
 
 
