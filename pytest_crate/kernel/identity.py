@@ -61,9 +61,7 @@ def _identity(own_map: str) -> str:
     return "".join(f"{inside} {inside} {count}\n" for inside, _outside, count in extents)
 
 
-def write_id_maps(
-    pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool, proc: str = "/proc"
-) -> None:
+def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool, proc: str = "/proc") -> None:
     """Write the id maps of a process's new user namespace. It can be done once.
 
     :param pid: the process, or ``"self"``.
@@ -200,6 +198,4 @@ def become(identity: Identity, *, keep_groups: bool = False) -> None:
         or os.getresgid() != (identity.gid,) * 3
         or not (keep_groups or set(os.getgroups()) == set(identity.groups))
     ):
-        raise SandboxError(
-            _STEP_BECOME, detail=f"ids are {os.getresuid()}, {os.getresgid()}, groups {os.getgroups()}"
-        )
+        raise SandboxError(_STEP_BECOME, detail=f"ids are {os.getresuid()}, {os.getresgid()}, groups {os.getgroups()}")

@@ -296,9 +296,7 @@ def _decision(refusal: Refusal) -> bytes:
     return code + _instruction(_RETURN, other)
 
 
-def build_filter(
-    machine: str, *, capabilities: frozenset[int] = frozenset(), allow_namespaces: bool = False
-) -> bytes:
+def build_filter(machine: str, *, capabilities: frozenset[int] = frozenset(), allow_namespaces: bool = False) -> bytes:
     """Return the filter for :func:`install`: an array of ``struct sock_filter``.
 
     :param machine: ``x86_64`` or ``aarch64``, as uname(2) says it.

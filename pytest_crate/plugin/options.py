@@ -54,7 +54,7 @@ def add_options(parser: pytest.Parser) -> None:
         type=_rows,
         default=10,
         metavar="N",
-        help="rows of the summary, biggest first (0: all; default: 10)",
+        help="rows of the summary: limits exceeded, then biggest first (0: all; default: 10)",
     )
     group.addoption("--crate-report", metavar="FILE", help="write what every crate used to FILE, as JSON")
     group.addoption("--crate-debug", action="store_true", help="show for each crate what it is made of")

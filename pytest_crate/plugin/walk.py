@@ -286,18 +286,28 @@ class Walk:
 
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
-        if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
-            # Out of the protocol before its teardown: what pytest does at the session's end.
-            with contextlib.suppress(BaseException):
-                private.tear_down_all(self.item)
-            self._send({"stop": _stop_message(error), "warnings": self._warnings.take()})
-        elif error is not None:
-            self._send({"error": f"{type(error).__name__}: {error}"})
-        _flush(self.item.config)
-        measured = coverage_data.take()
-        if measured is not None:
-            self._send({"coverage": measured})
-        os._exit(0)
+        try:
+            if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
+                # Out of the protocol before its teardown: what pytest does at the session's end.
+                with contextlib.suppress(BaseException):
+                    private.tear_down_all(self.item)
+                self._send({"stop": _stop_message(error), "warnings": self._warnings.take()})
+            elif error is not None:
+                self._send({"error": f"{type(error).__name__}: {error}"})
+            _flush(self.item.config)
+            self._send_coverage()
+            os._exit(0)
+        finally:
+            os._exit(70)  # EX_SOFTWARE; not back into pytest, whatever happens
+
+    def _send_coverage(self) -> None:
+        try:
+            measured = coverage_data.take()
+        except Exception as error:  # noqa: BLE001 - another package's, and said
+            self._send({"coverage_error": f"{type(error).__name__}: {error}"})
+        else:
+            if measured is not None:
+                self._send({"coverage": measured})
 
     # -- the mirror ------------------------------------------------------------------------------
 
@@ -503,6 +513,10 @@ class Walk:
         for message in self._messages:
             if isinstance(message.get("coverage"), str):
                 coverage_data.give(message["coverage"])
+            elif "coverage_error" in message:
+                warnings.warn(
+                    f"what coverage.py measured in a crate is lost: {message['coverage_error']}", stacklevel=1
+                )
         self._messages.clear()
 
     def _read_stacks(self) -> bool:

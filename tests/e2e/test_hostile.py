@@ -208,7 +208,7 @@ def make_image(path: Path, member: tarfile.TarInfo) -> None:
 def test_an_odd_file_in_an_image_blocks_nothing(
     pytester: pytest.Pytester, run_crated: RunCrated, name: str, kind: bytes
 ) -> None:
-    """A pipe, a directory, a symlink to the kernel's secrets, where a file of names is expected, are as good as none."""
+    """A pipe, a directory, a symlink to the kernel's secrets, where a file of names belongs, are as good as none."""
     member = tarfile.TarInfo(name)
     member.type, member.mode, member.linkname = kind, 0o755, "/proc/kallsyms"
     make_image(pytester.path / "odd.tar", member)

@@ -99,7 +99,7 @@ def test_option(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     pytester.makepyfile("def test_it(): open('ran', 'w')\n")
     run = run_inner("--crate-all", "--crate-memory=lots")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.result.stderr.fnmatch_lines(["*test_option.py::test_it: --crate-memory: memory='lots': expected a size*"])
+    run.result.stderr.fnmatch_lines(["*--crate-memory: memory='lots': expected a size*"])
     assert run_inner("--crate-top=x").ret == pytest.ExitCode.USAGE_ERROR
 
 
