@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -172,6 +173,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(name, ...): skip where the host lacks one of these (tests/conftest.py)")
     config.stash[_TABLE] = HostTable()
     # Looked up now: many a test sets another HOME.
+    # A CI job may have been started with them ignored, as nohup does; what tests start would ignore them, too.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     config.stash[_CACHE] = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pytest-crate-tests"
 
 
