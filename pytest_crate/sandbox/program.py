@@ -30,6 +30,7 @@ from pytest_crate.sandbox.sandbox import NOTHING_YET, Sandbox
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
+_PIPE_BYTES = 2 << 20  # more than two pipes hold (pipe(7): 64 KiB each, or fs.pipe-max-size, 1 MiB)
 _TAIL_BYTES = 16 << 10
 _HEAD_BYTES = 256
 # The longest of one wait: poll(2) takes an int of milliseconds. Who waits longer waits again.
@@ -232,8 +233,12 @@ class CratePopen:
                     selector.register(stream.fileno(), selectors.EVENT_READ, name)
             if self.returncode is None:
                 selector.register(self._status, selectors.EVENT_READ, "status")
+            # What was in the pipes at the program's end is its own; what daemons write later is not waited for.
+            rest = _PIPE_BYTES
             while selector.get_map():
                 ended = self.returncode is not None
+                if ended and rest <= 0:
+                    return
                 left = 0.0 if ended else None if end is None else end - time.monotonic()
                 if left is not None and left < 0:
                     raise TimeoutError
@@ -258,6 +263,8 @@ class CratePopen:
                     else:
                         chunk = os.read(key.fd, 1 << 16)
                         found[key.data].extend(chunk)
+                        if ended:
+                            rest -= len(chunk)
                         if not chunk:
                             selector.unregister(key.fd)
 
@@ -520,12 +527,16 @@ class CrateSandbox:
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
         try:
-            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags, mode)
+            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags | os.O_NONBLOCK, mode)
         except SandboxError as error:
             raise error.with_traceback(None) from None
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             os.close(descriptor)
-            raise SandboxError(step, path=os.fspath(path), errno=errno.EISDIR)
+            # A program may have made a pipe, to wait on for ever, or a link to a device without end.
+            if stat.S_ISDIR(mode):
+                raise SandboxError(step, path=os.fspath(path), errno=errno.EISDIR)
+            raise SandboxError(step, path=os.fspath(path), detail="it is no regular file")
         return descriptor
 
     def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
@@ -533,7 +544,7 @@ class CrateSandbox:
 
         :raises SandboxError: it can't be read.
         """
-        with open(self._open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(self._open(path, os.O_RDONLY), "rb") as file:
             return file.read()
 
     def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:

@@ -428,3 +428,38 @@ def test_another_user_has_a_tmp_path(pytester: pytest.Pytester, run_crated: RunC
             assert (tmp_path / "x").stat().st_uid == os.getuid() == 65534
     """)
     assert run.all_passed(), run.text
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(run_crated: RunCrated) -> None:
+    """Reading and writing a crate's files never waits for a program in it."""
+    run = run_crated("""
+        import pytest
+        from pytest_crate import SandboxError
+
+        @pytest.mark.crate(timeout=20)
+        def test_drives(crate_sandbox):
+            crate_sandbox.run(["mkfifo", "/tmp/pipe"], check=True)
+            crate_sandbox.run(["ln", "-s", "/dev/zero", "/tmp/zeros"], check=True)
+            for path in ("/tmp/pipe", "/tmp/zeros"):
+                with pytest.raises(SandboxError):
+                    crate_sandbox.read_bytes(path)
+                with pytest.raises(SandboxError):
+                    crate_sandbox.write_text(path, "x")
+    """)
+    assert run.all_passed(), run.text
+
+
+def test_a_program_that_leaves_a_noisy_daemon_ends(run_crated: RunCrated) -> None:
+    """What a daemon writes after its program's end is not collected without bound."""
+    run = run_crated("""
+        import pytest
+
+        @pytest.mark.crate(timeout=20)
+        def test_drives(crate_sandbox):
+            done = crate_sandbox.run(
+                ["sh", "-c", "for i in 1 2 3 4; do dd if=/dev/zero bs=64k 2>/dev/null & done; exit 3"], text=False
+            )
+            assert done.returncode == 3
+            assert len(done.stdout) < 64 << 20
+    """)
+    assert run.all_passed(), run.text
