@@ -116,6 +116,7 @@ class Crates:
         with private.capture_suspended(self.config):
             reporter.ensure_newline()
             reporter.write_line(line)
+            reporter.flush()
 
     def _show(self, spec: CrateSpec, operations: list[mounts.Operation]) -> None:
         for line in debug_lines(spec, operations):

@@ -258,6 +258,8 @@ class Walk:
         if not self.is_phase_report(report):
             return
         self._phase_report = report
+        # Before the mirror goes on and prints: both write to one terminal, or to one pipe.
+        _flush(self.item.config)
         self._send(
             {
                 "phase": self._phase,
@@ -692,15 +694,19 @@ def _die(sending: int, error: SandboxError) -> NoReturn:
 
 
 def _flush(config: pytest.Config) -> None:
-    """Write out what is buffered, so that it is not written twice after a fork, nor lost at an exit."""
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        # A test may have closed or replaced any of them.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if stream is not None:
-                stream.flush()
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.flush()
+    """Write out what is buffered, so that it is not written twice after a fork, nor lost at an exit.
+
+    With the capture suspended: what was printed before a test, the terminal's own lines among it, is not the test's.
+    """
+    with private.capture_suspended(config):
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            # A test may have closed or replaced any of them.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if stream is not None:
+                    stream.flush()
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.flush()
 
 
 def _readable(descriptor: int, seconds: float | None) -> bool:
