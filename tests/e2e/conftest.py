@@ -85,7 +85,11 @@ def run_crated(pytester: pytest.Pytester, home: Path, image_store: Path) -> RunC
         pytester.makeini(f"[pytest]\ncrate_image_store = {image_store}\n")
         report = pytester.path / "crates.json"
         result = pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", f"--crate-report={report}", *args, timeout=INNER_TIMEOUT_SECONDS
+            # Other plugins have descriptors and memory of their own: pytest-rerunfailures listens on a socket.
+            *("-p", "no:cacheprovider", "-p", "no:rerunfailures", "-p", "no:cov"),
+            f"--crate-report={report}",
+            *args,
+            timeout=INNER_TIMEOUT_SECONDS,
         )
         document = json.loads(report.read_text())
         tests = {test["nodeid"].partition("::")[2]: test for test in document["tests"]}

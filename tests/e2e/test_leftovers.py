@@ -198,7 +198,7 @@ def test_thousand_crates(run_crated: RunCrated, pytester: pytest.Pytester) -> No
             pass
         """,
         # Other plugins keep something of each test, with or without crates.
-        *("-q", "-p", "no:rerunfailures", "-p", "no:cov", "-p", "no:hypothesispytest", "-p", "no:xdist"),
+        *("-q", "-p", "no:hypothesispytest", "-p", "no:xdist"),
     )
     assert run.all_passed()
     assert len(run.tests) == 1000
