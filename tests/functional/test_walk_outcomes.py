@@ -399,6 +399,7 @@ def test_unittest(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert run.of("Async::test_fails")["outcome"] == "failed"
 
 
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
 def test_unittest_subtests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """Failed subtests of unittest are told of one by one, and fail the run."""
     pytester.makepyfile(
@@ -420,6 +421,7 @@ def test_unittest_subtests(pytester: pytest.Pytester, run_inner: RunInner) -> No
     assert "(number=1)" in run.text
 
 
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
 def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """pytest's subtests: passed, failed and skipped ones, with output of their own, fail their test."""
     pytester.makepyfile(
