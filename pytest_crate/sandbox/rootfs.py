@@ -222,14 +222,14 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     points = [mount.path for mount in view.mounts if mount.kind not in _KERNEL_FILE_SYSTEMS]
     temporary = temporary_directories()
     skip = (*_OWN, *temporary)
-    yield from _split("/", points, skip, {*view.homes})
+    yield from _split("/", points, skip)
     # What a temporary directory holds of this run is shown from an overlay of its own.
     kept, _ = _kept(view)
     for path in outermost(path for path in (*view.project, *kept) if _any_holds(temporary, path)):
         yield from _copy_on_write(path, if_present=True)
 
 
-def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: set[str]) -> Iterator[Operation]:
+def _split(directory: str, points: Sequence[str], skip: Sequence[str]) -> Iterator[Operation]:
     try:
         with os.scandir(directory) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
@@ -244,7 +244,7 @@ def _split(directory: str, points: Sequence[str], skip: Sequence[str], homes: se
             if entry.is_file(follow_symlinks=False):
                 yield Bind(target=entry.path, source=entry.path)
         elif any(is_below(point, entry.path) for point in points):
-            yield from _split(entry.path, points, skip, homes)
+            yield from _split(entry.path, points, skip)
         elif os.access(entry.path, os.R_OK | os.X_OK):
             yield Overlay(target=entry.path, lower=entry.path)
 
