@@ -13,14 +13,19 @@ SPEC = CrateSpec(cpu_quota_usec=20_000, memory_bytes=256 << 20)
 
 
 def run(
-    *, returncode: int = 0, stdout: str = "crate-doctor", cpu: int | None = 60_000, wall: int = 210_000
+    *,
+    returncode: int = 0,
+    stdout: str = "crate-doctor",
+    cpu: int | None = 60_000,
+    wall: int = 210_000,
+    throttled: int | None = 0,
 ) -> CompletedRun:
     return CompletedRun(
         args=("python",),
         returncode=returncode,
         stdout=stdout,
         stderr="",
-        usage=Usage(cpu_usage_usec=cpu, wall_usec=wall),
+        usage=Usage(cpu_usage_usec=cpu, wall_usec=wall, cpu_nr_throttled=throttled),
     )
 
 
@@ -36,6 +41,12 @@ def test_a_cpu_limit_that_does_not_hold() -> None:
     assert fault_of(run(wall=60_000), SPEC) == (
         "the CPU limit did not hold: 60000 us of CPU time in 60000 us, 40000 us were allowed"
     )
+    assert fault_of(run(wall=60_000, throttled=None), SPEC) != ""
+
+
+def test_a_cpu_limit_that_is_overrun_by_a_tick() -> None:
+    """Seen on a host of two busy CPUs: the quota was overrun a little, and the kernel throttled the crate."""
+    assert fault_of(run(cpu=63_210, wall=154_938, throttled=1), SPEC) == ""
 
 
 @pytest.mark.parametrize(
