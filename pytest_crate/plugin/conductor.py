@@ -113,6 +113,8 @@ class Conductor:
             if walk is not None:
                 if walk.in_child:
                     walk.child_ends(failure)
+                if failure is not None:
+                    walk.abandon()
                 walk.disarm()
                 del item.stash[_WALK]
 
@@ -261,6 +263,9 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
         report.sections = sections
     if call.excinfo is not None and isinstance(call.excinfo.value, CrateFailed):
         _speak_for_the_child(walk, call.excinfo.value, report)
+        if walk.item.config.getoption("usepdb", False):
+            # The process that failed is gone: a debugger would show where pytest waited for it.
+            call.excinfo = None
     if report.failed and walk.result is not None:
         result = walk.result
         if walk.collapsed_in(call.when) or near_limits(result, walk.spec):

@@ -15,6 +15,7 @@ __all__ = [
     "add_junit_records",
     "basetemp",
     "capture_suspended",
+    "crash_place",
     "drop_wider_finalizers",
     "failed_subtests",
     "finalizers",
@@ -73,6 +74,12 @@ def drop_wider_finalizers(item: pytest.Item) -> None:
 def tear_down_all(item: pytest.Item) -> None:
     """Run every finalizer that is still pending, the item's before its collectors'."""
     item.session._setupstate.teardown_exact(None)
+
+
+def crash_place(error: BaseException) -> tuple[str, int]:
+    """Return the file and the line that pytest names as the place where an exception was raised."""
+    crash = pytest.ExceptionInfo.from_exception(error)._getreprcrash()
+    return ("", 0) if crash is None else (crash.path, crash.lineno)
 
 
 def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:

@@ -51,6 +51,8 @@ _STACKS_SIGNAL = signal.SIGRTMAX - 2
 _STACKS_WAIT_SECONDS = 2.0
 _STACKS_MAX_BYTES = 1 << 20
 _WATCH_SECONDS = 0.5
+# What an interrupted test has for its tear-down. A CI job that is cancelled has little more until it is killed.
+_INTERRUPT_SECONDS = 5.0
 _EXIT_CLOSED = 71  # EX_OSERR: the child found its report descriptor closed
 
 
@@ -105,6 +107,7 @@ class Walk:
         self._seen = NOTHING_YET
         self._exceeded: list[Limit] = []
         self._forks_refused = False
+        self._interrupted = False
         self._deadline: float | None = None
         self._paused: float | None = None
         self._entered = False
@@ -173,23 +176,35 @@ class Walk:
         # Objects alive now are never collected in the child: a collection would touch, and so copy,
         # every page that holds one (gc.freeze, Python 3.7).
         gc.freeze()
+        # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the child.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._body = sandbox.fork(lambda error: _die(sending, error))
         except SandboxError as error:
-            self._after_fork(sending, stacks)
+            self._after_fork(mask, sending, stacks)
             raise CrateFailed(f"the crate could not be entered: {error}") from None
         if self._body == 0:
             self._become_child(sandbox, sending, stacks, here)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self.item.setup()
             return
-        self._after_fork(sending, stacks)
         self._become_mirror()
+        self._after_fork(mask, sending, stacks)
+        self._await("setup")
 
     @staticmethod
-    def _after_fork(*childs: int) -> None:
+    def _after_fork(mask: Iterable[int], *childs: int) -> None:
         gc.unfreeze()
         for descriptor in childs:
             os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def abandon(self) -> None:
+        """In the mirror: the protocol was broken off; give the child the time to tear down what it has set up."""
+        if self._sandbox is not None and self._mirroring:
+            self._interrupt()
+            with contextlib.suppress(CrateFailed):  # nobody asks any more
+                self._take_rest()
 
     # -- the child -------------------------------------------------------------------------------
 
@@ -322,7 +337,6 @@ class Walk:
         pending = private.finalizers(self.item)
         pending[:] = [self._tear_down]
         self.item.runtest = self._run_test  # type: ignore[method-assign]
-        self._await("setup")
 
     def _run_test(self) -> None:
         __tracebackhide__ = True
@@ -330,7 +344,7 @@ class Walk:
 
     def _tear_down(self) -> None:
         __tracebackhide__ = True
-        if self._collapsed:
+        if self._sandbox is None:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
@@ -388,7 +402,13 @@ class Walk:
     def _await(self, phase: Phase) -> None:
         """Wait for the child's report of a phase; pass on what comes before it."""
         try:
-            data = self._next_report(phase)
+            try:
+                data = self._next_report(phase)
+            except KeyboardInterrupt:
+                if self._sandbox is None:  # raised in the child, which is gone
+                    raise
+                self._interrupt()
+                data = self._next_report(phase)
         except BaseException as error:
             self._collapsed.add(phase)
             self.end()
@@ -455,8 +475,19 @@ class Walk:
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
         self.end()
         if stop["kind"] == "interrupt":
-            raise KeyboardInterrupt
+            _raise_interrupt(str(stop["path"]), int(stop["line"]))
         pytest.exit(stop["reason"], returncode=stop["returncode"])
+
+    def _interrupt(self) -> None:
+        """Pass Ctrl-C on to the child, which is in a session of its own: its fixtures are torn down, as in a plain run.
+
+        A second one, or the end of the child's patience, ends the crate at once.
+        """
+        self._interrupted = True
+        end = time.monotonic() + _INTERRUPT_SECONDS
+        self._deadline = end if self._deadline is None else min(end, self._deadline)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
 
     def _read(self) -> list[wire.Message]:
         """Wait for messages.
@@ -571,6 +602,10 @@ class Walk:
         self.end()
 
     def _time_out(self) -> NoReturn:
+        if self._interrupted:
+            self._kill()
+            path, line, _ = self.item.reportinfo()
+            _raise_interrupt(os.fspath(path), (line or 0) + 1)
         self._exceeded.append("timeout")
         self._kill()
         message = self._limit_message(["timeout"])
@@ -682,7 +717,14 @@ OWNER = pytest.StashKey[int]()
 def _stop_message(error: BaseException) -> dict[str, Any]:
     if isinstance(error, pytest.exit.Exception):
         return {"kind": "exit", "reason": str(error.msg), "returncode": error.returncode}
-    return {"kind": "interrupt"}
+    path, line = private.crash_place(error)
+    return {"kind": "interrupt", "path": path, "line": line}
+
+
+def _raise_interrupt(path: str, line: int) -> NoReturn:
+    """Raise KeyboardInterrupt as if at a line of a file: pytest names the place of the innermost frame."""
+    exec(compile("raise KeyboardInterrupt", path, "exec").replace(co_firstlineno=max(1, line)), {})
+    raise AssertionError
 
 
 def _die(sending: int, error: SandboxError) -> NoReturn:

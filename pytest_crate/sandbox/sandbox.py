@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pytest_crate.errors import HostError, SandboxError
@@ -23,6 +24,10 @@ from pytest_crate.usage import Usage
 
 # -I -S: no site, no environment, no user directory; the launcher needs the standard library and us.
 _LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_crate.sandbox.launcher import main; main()"
+
+
+# Their handlers may raise. In the midst of a request that would cost the launcher, for its answer would still come.
+_HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,7 @@ class Engine:
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
                 ],
                 setsid=True,
+                setsigmask=(),
             )
         self._channel = ours
         answer, _ = self._receive()
@@ -145,7 +151,7 @@ class Engine:
         :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
         :raises HostError: the host can't give what it needs.
         """
-        with self._lock:
+        with self._lock, _signals_held():
             # A new launcher counts its crates from 1 again: another's number would hit one of them.
             if launcher is not None and (self._channel is None or self._pid != launcher):
                 raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
@@ -158,7 +164,8 @@ class Engine:
             try:
                 answer, received = self._receive()
             except BaseException:
-                # A signal's handler raised: the answer may still come, and would be taken for the next request's.
+                # Something raised in the midst of it (a handler of a signal that another thread took): the answer may
+                # still come, and would be taken for the next request's.
                 self._forget()
                 raise
         if "sandbox_error" in answer:
@@ -230,6 +237,15 @@ class Engine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _unsupported(missing: Sequence[Mapping[str, str]]) -> Unsupported:

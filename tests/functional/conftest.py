@@ -52,8 +52,6 @@ _VARYING = (
     (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
     (re.compile(r"\(cache from \S+ ago"), "(cache from TIME ago"),
     (re.compile(r"runpytest-\d+"), "runpytest-N"),
-    # A KeyboardInterrupt is raised once more where pytest waits for the crate.
-    (re.compile(r"^\S+\.py:\d+: KeyboardInterrupt$", re.MULTILINE), "SOMEWHERE: KeyboardInterrupt"),
     # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.
     (re.compile(r"(\+ Exception Group Traceback .*?:)(?:(?:\\n|\n) *\|  (?:(?!\\n|\n).)*)+"), "\\1"),
     # On a live log the terminal's progress is at an edge that pytest reckons from what it wrote itself.

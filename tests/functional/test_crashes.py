@@ -246,3 +246,12 @@ def test_a_message_that_is_no_report_fails_its_test_alone(
     assert run.of("test_forges")["outcome"] == "failed"
     assert "wrote to its report's descriptor" in run.of("test_forges")["longrepr"]
     assert run.of("test_next")["outcome"] == "passed"
+
+
+def test_crash_under_a_debugger(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """--pdb shows nothing of a crash: the process that crashed is gone, and pytest's own frames say nothing of it."""
+    pytester.makepyfile("import os\ndef test_crashes(): os._exit(9)\ndef test_after(): pass")
+    run = run_inner("--crate-all", "--pdb")
+    assert run.outcomes() == {"passed": 1, "failed": 1}
+    assert "entering PDB" not in run.text
+    assert "ended with exit status 9" in run.text

@@ -1,0 +1,146 @@
+"""Ctrl-C: one clean stop that names the test's own line, after the test's own tear-down."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.functional.conftest import BothWays
+
+BODY = """
+import signal, time, pytest
+@pytest.fixture(scope="session", autouse=True)
+def wide(tmp_path_factory):
+    yield
+    (tmp_path_factory.getbasetemp() / "session-down").touch()
+@pytest.fixture
+def narrow(tmp_path_factory):
+    yield
+    (tmp_path_factory.getbasetemp() / "function-down").touch()
+def test_before(): pass
+def test_waits(narrow, tmp_path_factory):
+    STATEMENT
+    (tmp_path_factory.getbasetemp() / "started").touch()
+    while True:
+        time.sleep(0.01)
+"""
+LINE = next(number for number, line in enumerate(BODY.splitlines(), 1) if "time.sleep" in line)
+
+Interrupt = Callable[..., tuple[int, str, set[str]]]
+
+
+@pytest.fixture
+def interrupt(tmp_path: Path) -> Interrupt:
+    """Run pytest, send it SIGINT so many times while a test waits, and return its status, words and files made."""
+
+    def run(*args: str, statement: str = "pass", times: int = 1, conftest: str = "") -> tuple[int, str, set[str]]:
+        project, base = tmp_path / "project", tmp_path / "base"
+        project.mkdir(exist_ok=True)
+        (project / "test_it.py").write_text(BODY.replace("STATEMENT", statement))
+        (project / "conftest.py").write_text(conftest)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={base}", *args]
+        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            _wait_for(base / "started", process)
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)  # a signal that comes while the one before it is pending is lost (signal(7))
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        return process.returncode, out, {path.name for path in base.glob("*-down")}
+
+    return run
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+def test_one_clean_stop(interrupt: Interrupt, args: tuple[str, ...]) -> None:
+    """The interrupted line is named, the test's and the session's fixtures are torn down, as in a plain run."""
+    code, out, down = interrupt(*args)
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert f"test_it.py:{LINE}: KeyboardInterrupt" in out
+    assert out.count("KeyboardInterrupt") - out.count("on KeyboardInterrupt use --full-trace") == 2  # rule and place
+    assert down == {"function-down", "session-down"}
+    assert "1 passed" in out
+
+
+def test_usage_of_finished_tests(interrupt: Interrupt) -> None:
+    """What the tests before it used is in the summary."""
+    _, out, _ = interrupt("--crate-all")
+    table = out.partition("= crates =")[2]
+    assert "test_it.py::test_before" in table
+    assert "test_waits" not in table
+
+
+def test_a_body_that_swallows_it(interrupt: Interrupt) -> None:
+    """A test that goes on all the same has a few seconds, then its crate is killed, and the test named."""
+    code, out, down = interrupt("--crate-all", statement="signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    first = next(number for number, line in enumerate(BODY.splitlines(), 1) if "def test_waits" in line)
+    assert f"test_it.py:{first}: KeyboardInterrupt" in out
+    assert down == {"session-down"}
+
+
+def test_a_second_one(interrupt: Interrupt) -> None:
+    """A second Ctrl-C waits for nothing."""
+    patient = "from pytest_crate.plugin import walk\nwalk._INTERRUPT_SECONDS = 1e6\n"
+    code, out, down = interrupt(
+        "--crate-all", statement="signal.signal(signal.SIGINT, signal.SIG_IGN)", times=2, conftest=patient
+    )
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert "KeyboardInterrupt" in out
+    assert down == {"session-down"}
+
+
+@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+def test_a_body_that_catches_it(interrupt: Interrupt, args: tuple[str, ...]) -> None:
+    """A test that handles it ends as it likes, and the run goes on, as in a plain run."""
+    code, out, down = interrupt(
+        *args,
+        statement="""with pytest.raises(KeyboardInterrupt):
+        (tmp_path_factory.getbasetemp() / "started").touch()
+        time.sleep(60)
+    return""",
+    )
+    assert (code, down) == (0, {"function-down", "session-down"})
+    assert "2 passed" in out
+
+
+@pytest.mark.parametrize("when", ["setup", "call"])
+def test_between_two_phases(pytester: pytest.Pytester, both_ways: BothWays, when: str) -> None:
+    """Where another plugin ends the run between two phases, what the test has set up is torn down in its crate."""
+    pytester.makeconftest(
+        f"""
+        import pytest
+        def pytest_runtest_logreport(report):
+            if report.when == {when!r}: pytest.exit("enough")
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture
+        def narrow(tmp_path_factory):
+            yield
+            (tmp_path_factory.getbasetemp() / "function-down").touch()
+        def test_ends(narrow): pass
+        """
+    )
+    # No report of a tear-down is made, and so none that says what the crate used.
+    both_ways(f"--basetemp={pytester.path / 'base'}", crated=False)
+    assert (pytester.path / "base" / "function-down").exists()
