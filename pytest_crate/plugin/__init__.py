@@ -11,9 +11,10 @@ from pytest_crate.plugin.fixtures import crate_sandbox, crate_sandbox_factory
 
 if TYPE_CHECKING:
     from pytest_crate.plugin.walk import CrateFailed as CrateFailed
+    from pytest_crate.plugin.walk import CrateForkWarning as CrateForkWarning
     from pytest_crate.sandbox.temporary import TemporaryEntries
 
-__all__ = ["CrateFailed", "crate_sandbox", "crate_sandbox_factory"]
+__all__ = ["CrateFailed", "CrateForkWarning", "crate_sandbox", "crate_sandbox_factory"]
 
 _ENTRIES: pytest.StashKey[TemporaryEntries] = pytest.StashKey()
 
@@ -25,10 +26,10 @@ _MARKER = (
 
 
 def __getattr__(name: str) -> object:
-    if name == "CrateFailed":
-        from pytest_crate.plugin.walk import CrateFailed
+    if name in ("CrateFailed", "CrateForkWarning"):
+        from pytest_crate.plugin import walk
 
-        return CrateFailed
+        return getattr(walk, name)
     raise AttributeError(name)
 
 

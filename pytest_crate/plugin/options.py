@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pytest_crate.spec import Layer
 
 POLICIES = ("fail", "skip", "run")
+FORK_CHECKS = ("off", "warn", "error")
 
 # Marker key → what the option's value is called in --help. Every one has an ini twin.
 _DEFAULTS = {
@@ -44,6 +45,7 @@ def add_options(parser: pytest.Parser) -> None:
     for key in CEILINGS:
         parser.addini(f"crate_{key}_ceiling", f"the most that a crate may ask for as {key}")
     parser.addini("crate_unsupported", f"a crate that the host can't enforce: {', '.join(POLICIES)}", default="fail")
+    parser.addini("crate_fork_check", f"threads alive where a crate is forked: {', '.join(FORK_CHECKS)}", default="off")
     parser.addini("crate_cgroup_parent", "cgroup below which crates' cgroups are made")
     parser.addini("crate_image_store", "directory of extracted images (default: $XDG_CACHE_HOME/pytest-crate)")
     group.addoption(
@@ -80,6 +82,9 @@ def check(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "--crate-off runs every test unsandboxed: it can't go with --crate-all or --crate-require"
         )
+    fork_check = config.getini("crate_fork_check")
+    if fork_check not in FORK_CHECKS:
+        raise pytest.UsageError(f"ini crate_fork_check={fork_check!r}: expected one of {', '.join(FORK_CHECKS)}")
     path = config.getoption("crate_report")
     if path is not None and (not path or os.path.isdir(path)):
         raise pytest.UsageError(f"--crate-report={path}: expected the name of a file to write")

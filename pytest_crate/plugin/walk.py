@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import coverage_data, private, transfer
+from pytest_crate.plugin import coverage_data, private, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
@@ -72,6 +72,12 @@ class CrateFailed(private.Failed):
         self.sections = list(sections)
 
 
+class CrateForkWarning(pytest.PytestWarning):
+    """Threads were alive in pytest when it forked into a crate (ini ``crate_fork_check``)."""
+
+    __module__ = "pytest_crate.plugin"
+
+
 class Walk:
     """One try of one item in one crate, on both sides of the fork."""
 
@@ -104,6 +110,7 @@ class Walk:
         self._reports: dict[str, dict[str, Any]] = {}
         self._keywords: Mapping[str, Any] = {}
         self._collapsed: set[str] = set()
+        self._threads: tuple[threads.OtherThread, ...] = ()
         self._seen = NOTHING_YET
         self._exceeded: list[Limit] = []
         self._forks_refused = False
@@ -152,6 +159,7 @@ class Walk:
         del self.item.setup  # the class's own method again
         try:
             private.set_up_wider_fixtures(self.item)
+            self._check_threads()
             sandbox = self._create(self.item)
         except Uncrated as refusal:
             self.uncrated = refusal.reason
@@ -191,6 +199,16 @@ class Walk:
         self._become_mirror()
         self._after_fork(mask, sending, stacks)
         self._await("setup")
+
+    def _check_threads(self) -> None:
+        self._threads = threads.others()
+        policy = self.item.config.getini("crate_fork_check")
+        if policy == "off" or not any(thread.place for thread in self._threads):
+            return
+        message = threads.left_behind(self._threads)
+        if policy == "error":
+            raise CrateFailed(f"{message} (crate_fork_check = error)")
+        warnings.warn(CrateForkWarning(message), stacklevel=1)
 
     @staticmethod
     def _after_fork(mask: Iterable[int], *childs: int) -> None:
@@ -414,6 +432,9 @@ class Walk:
             self.end()
             if isinstance(error, SandboxError):
                 raise CrateFailed(f"crate: {error}") from None
+            if self._threads and not isinstance(error, (CrateFailed, KeyboardInterrupt, pytest.exit.Exception)):
+                # Another plugin's own timeout, raised from a signal.
+                error.add_note(threads.left_behind(self._threads))
             raise
         exceeded = self._exceeded_since()
         if exceeded:
@@ -432,7 +453,7 @@ class Walk:
             message = self._messages.popleft()
             try:
                 logged, data = self._take(message, phase)
-            except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
             if logged is not None:
                 with private.capture_suspended(self.item.config):
@@ -473,10 +494,13 @@ class Walk:
         return None, cast("dict[str, Any]", message["report"])
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
-        self.end()
         if stop["kind"] == "interrupt":
-            _raise_interrupt(str(stop["path"]), int(stop["line"]))
-        pytest.exit(stop["reason"], returncode=stop["returncode"])
+            path, line = str(stop["path"]), int(stop["line"])
+            self.end()
+            _raise_interrupt(path, line)
+        reason, code = str(stop["reason"]), stop["returncode"]
+        self.end()
+        pytest.exit(reason, returncode=None if code is None else int(code))
 
     def _interrupt(self) -> None:
         """Pass Ctrl-C on to the child, which is in a session of its own: its fixtures are torn down, as in a plain run.
@@ -615,6 +639,8 @@ class Walk:
                 if self._entered
                 else "\nIts process was still on its way into the crate."
             )
+        if self._threads:
+            message += f"\n{threads.left_behind(self._threads)}"
         raise CrateFailed(message)
 
     def _ask_for_stacks(self) -> str:
