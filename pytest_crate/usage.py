@@ -22,9 +22,10 @@ class Usage:
     :ivar wall_usec: wall-clock time from entering the crate to the end of its last process.
     :ivar memory_peak_bytes: most memory charged at once: anonymous pages, page cache, shared
         memory, tmpfs files and kernel memory. Under a limit it saturates at the limit.
-    :ivar memory_anon_bytes: anonymous memory charged at the last reading.
-    :ivar memory_file_bytes: page cache charged at the last reading.
-    :ivar memory_shmem_bytes: shared memory and tmpfs files charged at the last reading.
+    :ivar memory_anon_bytes: anonymous memory charged at the last reading: of a body, when it had run and before its
+        teardown, or when it was killed; of programs, at the crate's end.
+    :ivar memory_file_bytes: page cache charged then.
+    :ivar memory_shmem_bytes: shared memory and tmpfs files charged then.
     :ivar memory_oom_kills: processes that the kernel's OOM killer ended in the crate.
     :ivar memory_max_events: times that an allocation met the limit (reclaimed or refused).
     :ivar pids_peak: most tasks alive at once.

@@ -234,6 +234,22 @@ def set_name(name: str) -> None:
     libc_call("name the process", "prctl", ctypes.c_int(PR_SET_NAME), buffer, path=name)
 
 
+def set_title(title: str) -> None:
+    """Make a title the command line of this process, as ps(1) shows it, in the place of its arguments.
+
+    Where the byte before the end of the arguments isn't 0, the kernel shows what stands at their beginning, up to the
+    first 0 (proc(5), cmdline; fs/proc/base.c, get_mm_cmdline).
+    """
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    # proc(5) counts from 1, and what precedes are two of its fields: arg_start is 48, arg_end 49.
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    text = title.encode()[: end - start - 2]
+    ctypes.memset(start, 0, end - start - 1)
+    ctypes.memmove(start, text, len(text))
+    ctypes.memset(end - 1, 1, 1)
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 

@@ -436,7 +436,7 @@ class Walk:
                 # Another plugin's own timeout, raised from a signal.
                 error.add_note(threads.left_behind(self._threads))
             raise
-        exceeded = self._exceeded_since()
+        exceeded = self._exceeded_since(levels=phase == "call")
         if exceeded:
             self._collapsed.add(phase)
             report = transfer.unpack_report(self.item.config, data)
@@ -699,10 +699,10 @@ class Walk:
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def _exceeded_since(self) -> list[Limit]:
+    def _exceeded_since(self, *, levels: bool = False) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
         assert self._sandbox is not None
-        watched = self._sandbox.watch()
+        watched = self._sandbox.watch(levels=levels)
         found = list(watched.limits_since(self._seen))
         self._seen = watched
         self._exceeded += [limit for limit in found if limit not in self._exceeded]

@@ -30,6 +30,7 @@ from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.spec import CrateSpec
+from pytest_crate.usage import Usage
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
@@ -46,7 +47,10 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal
 
 @dataclasses.dataclass(kw_only=True)
 class Crate:
-    """A crate as the launcher holds it."""
+    """A crate as the launcher holds it.
+
+    :ivar levels: what was used when its body had run or was killed; None if it was not asked for.
+    """
 
     cgroup: cgroup.Cgroup
     init: int
@@ -55,6 +59,7 @@ class Crate:
     entry: child.Entry
     deadline: float | None = None
     timed_out: bool = False
+    levels: Usage | None = None
     programs: set[int] = dataclasses.field(default_factory=set)
 
     def release(self) -> None:
@@ -294,12 +299,16 @@ class Launcher:
         self._reply({"signalled": alive})
 
     def _kill(self, message: wire.Message, _: list[int]) -> None:
-        os.kill(self._crate(message).init, signal.SIGKILL)
+        crate = self._crate(message)
+        crate.levels = crate.cgroup.usage()
+        os.kill(crate.init, signal.SIGKILL)
         self._reply({"killed": True})
 
     def _watch(self, message: wire.Message, _: list[int]) -> None:
         crate = self._crate(message)
         events = crate.cgroup.events()
+        if message["levels"]:
+            crate.levels = crate.cgroup.usage()
         self._reply({"oom_kills": events.oom_kills, "pids_max": events.pids_max, "timed_out": crate.timed_out})
 
     def _account(self, message: wire.Message, _: list[int]) -> None:
@@ -317,7 +326,7 @@ class Launcher:
         :param patience_sec: how long to wait for init's end; None is until it comes.
         """
         # What is charged now goes with the processes and the mounts.
-        before = crate.cgroup.usage()
+        levels = crate.levels or crate.cgroup.usage()
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
@@ -327,9 +336,9 @@ class Launcher:
         crate.release()
         usage = dataclasses.replace(
             crate.cgroup.usage(),
-            memory_anon_bytes=before.memory_anon_bytes,
-            memory_file_bytes=before.memory_file_bytes,
-            memory_shmem_bytes=before.memory_shmem_bytes,
+            memory_anon_bytes=levels.memory_anon_bytes,
+            memory_file_bytes=levels.memory_file_bytes,
+            memory_shmem_bytes=levels.memory_shmem_bytes,
         )
         crate.cgroup.remove()
         return usage.to_json()
@@ -391,6 +400,8 @@ def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         libc.set_name("crate-init")
+        # Its arguments, the launcher's, are the host's affair.
+        libc.set_title("crate-init")
         libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         if wire.receive(channel) is None:
             os._exit(1)

@@ -352,9 +352,12 @@ class Sandbox:
         answer = self._ask("signal", pid=pid, signal=number, group=group)
         return bool(answer["signalled"])
 
-    def watch(self) -> Watched:
-        """Return what has happened so far at the crate's limits."""
-        return Watched(**self._ask("watch"))
+    def watch(self, *, levels: bool = False) -> Watched:
+        """Return what has happened so far at the crate's limits.
+
+        :param levels: the levels of memory of this moment are those of the crate's usage.
+        """
+        return Watched(**self._ask("watch", levels=levels))
 
     def account(self) -> tuple[Usage, tuple[int, ...]]:
         """Return what has been used so far, and the host pids of the processes in the measured cgroup."""

@@ -32,6 +32,7 @@ def test_processes(run_crated: RunCrated) -> None:
             listing = subprocess.run(["ls"], capture_output=True, text=True)
             assert "test_inner.py" in listing.stdout.split()
             assert {process.pid for process in psutil.process_iter()} == {1, os.getpid()}
+            assert psutil.Process(1).cmdline() == ["crate-init"]  # nothing of the host's paths and pids
             with subprocess.Popen(["sleep", "100"]) as child:
                 assert {process.pid for process in psutil.process_iter()} == {1, os.getpid(), child.pid}
                 assert child.pid < 20

@@ -202,3 +202,35 @@ def test_fork_bomb_fails_at_once(run_crated: RunCrated) -> None:
         assert run.crate(name)["exceeded"] == ["pids"]
         assert f"FAILED test_inner.py::{name} - CrateFailed: pids limit 32 exceeded" in run.short_summary
     assert all((run.usage(name)["wall_usec"] or 0) < 10_000_000 for name in bombs)
+
+
+LEVELS = """
+    import time
+    import pytest
+
+    @pytest.fixture
+    def held():
+        return bytearray(20 << 20)
+
+    def test_holds(held):
+        with open("/dev/shm/file", "wb") as file:
+            file.write(bytes(10 << 20))
+
+    @pytest.mark.crate(timeout=2)
+    def test_is_killed(held):
+        time.sleep(60)
+
+    def test_holds_no_more():
+        bytearray(20 << 20)
+"""
+
+
+@pytest.mark.needs("memory limit")
+def test_levels_are_of_the_moment_when_the_body_has_run(run_crated: RunCrated) -> None:
+    """What a body holds at its end, or when it is killed, are its levels of memory; a peak may be far above them."""
+    run = run_crated(LEVELS, "--crate-all")
+    holds, killed, none = (run.usage(f"test_{name}") for name in ("holds", "is_killed", "holds_no_more"))
+    assert 20 * MIB <= (holds["memory_anon_bytes"] or 0) < 26 * MIB
+    assert 10 * MIB <= (holds["memory_shmem_bytes"] or 0) < 12 * MIB
+    assert 20 * MIB <= (killed["memory_anon_bytes"] or 0) < 26 * MIB
+    assert 0 < (none["memory_anon_bytes"] or 0) < 6 * MIB < 20 * MIB <= (none["memory_peak_bytes"] or 0)
