@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import struct
 from collections.abc import Mapping
 from errno import EAFNOSUPPORT, ENOSYS, EPERM
@@ -296,6 +297,7 @@ def _decision(refusal: Refusal) -> bytes:
     return code + _instruction(_RETURN, other)
 
 
+@functools.lru_cache(maxsize=8)
 def build_filter(machine: str, *, capabilities: frozenset[int] = frozenset(), allow_namespaces: bool = False) -> bytes:
     """Return the filter for :func:`install`: an array of ``struct sock_filter``.
 

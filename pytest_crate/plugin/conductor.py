@@ -41,6 +41,7 @@ class Conductor:
         self._worker = getattr(config, "workerinput", {}).get("workerid")
         # pytest keeps every report: what is the same in many is kept once.
         self._facts: dict[str, Any] | None = None
+        self._next: pytest.Item | None = None
         self._specs: dict[CrateSpec, dict[str, object]] = {}
 
     @classmethod
@@ -99,9 +100,12 @@ class Conductor:
     # -- the protocol ----------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         if not specs.rides(item):
             return (yield)
+        self._next = nextitem
         failure: BaseException | None = None
         try:
             return (yield)
@@ -126,7 +130,7 @@ class Conductor:
                 if earlier.in_child:
                     earlier.child_ends()
                 earlier.disarm()
-            walk = Walk(item, item.stash[specs.SPEC], self._create, self)
+            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self)
             item.stash[_WALK] = walk
             walk.arm()
         yield from self._phase(item, "setup")
@@ -153,6 +157,10 @@ class Conductor:
         except CrateError as error:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
+
+    def _prepare_next(self) -> None:
+        if self._next is not None and specs.rides(self._next):
+            self.crates.prepare(self._next.stash[specs.SPEC])
 
     # -- reports ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class Crates:
         self._entries = entries
         self._engine = Engine(cgroup_parent=config.getini("crate_cgroup_parent") or None)
         self._store: ImageStore | None = None
+        self._opened: set[str] = set()
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
         self._entries.keep()
@@ -53,6 +54,11 @@ class Crates:
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
         return self._engine.create(spec, operations, timed=timed)
+
+    def prepare(self, spec: CrateSpec) -> None:
+        """Have a crate begun that the next test will probably ask for, while this one runs."""
+        if spec.image is None or spec.image in self._opened:
+            self._engine.prepare(spec, self.plan(spec))
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
@@ -107,7 +113,9 @@ class Crates:
         if self._store is None:
             root = self.config.getini("crate_image_store") or default_store_root(os.environ)
             self._store = ImageStore(os.path.join(str(self.config.rootpath), os.path.expanduser(root)))
-        return self._store.open(self.find_image(reference), reference, progress=self._progress).rootfs
+        opened = self._store.open(self.find_image(reference), reference, progress=self._progress)
+        self._opened.add(reference)
+        return opened.rootfs
 
     def _progress(self, line: str) -> None:
         reporter = self.config.pluginmanager.getplugin("terminalreporter")

@@ -84,7 +84,14 @@ class Walk:
     CHILD = pytest.StashKey["Walk"]()
     """On the config, in a child: the walk that it is on."""
 
-    def __init__(self, item: pytest.Item, spec: CrateSpec, create: Callable[[pytest.Item], Sandbox], plugin: object):
+    def __init__(
+        self,
+        item: pytest.Item,
+        spec: CrateSpec,
+        create: Callable[[pytest.Item], Sandbox],
+        prepare_next: Callable[[], None],
+        plugin: object,
+    ) -> None:
         self.item = item
         self.spec = spec
         self.plugin = plugin
@@ -93,6 +100,7 @@ class Walk:
         self.uncrated: str | None = None
         self.stacks = ""
         self._create = create
+        self._prepare_next = prepare_next
         self._phase: Phase = "setup"
         self._phase_over = False
         # the mirror's
@@ -108,6 +116,7 @@ class Walk:
         self._frames = wire.FrameReader()
         self._messages: deque[wire.Message] = deque()
         self._reports: dict[str, dict[str, Any]] = {}
+        self._unpacked: pytest.TestReport | None = None
         self._keywords: Mapping[str, Any] = {}
         self._collapsed: set[str] = set()
         self._threads: tuple[threads.OtherThread, ...] = ()
@@ -198,6 +207,8 @@ class Walk:
             return
         self._become_mirror()
         self._after_fork(mask, sending, stacks)
+        # While the child is at work.
+        self._prepare_next()
         self._await("setup")
 
     def _check_threads(self) -> None:
@@ -387,7 +398,9 @@ class Walk:
         data = self._reports.get(when)
         if data is None or not self._mirroring:
             return None
-        report = transfer.unpack_report(self.item.config, data)
+        report, self._unpacked = self._unpacked, None
+        if report is None or report.when != when:
+            report = transfer.unpack_report(self.item.config, data)
         # pytest keeps every report: where the keywords are the same in all three, they are kept once.
         if report.keywords == self._keywords:
             report.keywords = self._keywords
@@ -489,6 +502,7 @@ class Walk:
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
         self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
+        self._unpacked = report
         private.set_failed_subtests(self.item, message["failed_subtests"])
         private.add_junit_records(self.item, message["junit"])
         return None, cast("dict[str, Any]", message["report"])

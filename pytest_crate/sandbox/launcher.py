@@ -68,6 +68,23 @@ class Crate:
         os.close(self.root)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Building:
+    """A crate whose init is at work on its root.
+
+    :ivar request: what it is to be.
+    :ivar channel: on which init says that it is ready.
+    :ivar undo: removes what has been made so far.
+    """
+
+    request: wire.Message
+    cgroup: cgroup.Cgroup
+    init: int
+    kinds: frozenset[str]
+    channel: socket.socket
+    undo: contextlib.ExitStack
+
+
 class Launcher:
     """Answers the requests of one pytest process."""
 
@@ -81,10 +98,13 @@ class Launcher:
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
         self.crates: dict[int, Crate] = {}
+        self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
         self._count = 0
         self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
-            "create": self._create,
+            "prepare": self._prepare,
+            "take": self._take,
+            "drop": self._drop,
             "spawn": self._spawn,
             "signal": self._signal,
             "kill": self._kill,
@@ -177,7 +197,8 @@ class Launcher:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _create(self, message: wire.Message, _: list[int]) -> None:
+    def _prepare(self, message: wire.Message, _: list[int]) -> None:
+        """Begin a crate: make its cgroup and its init, which builds the root while other requests are answered."""
         limits = CrateSpec(
             **{name: message["limits"][name] for name in LIMIT_FIELDS}, asked=frozenset(message["asked"])
         )
@@ -196,68 +217,108 @@ class Launcher:
                 kinds.add("net")
             if self.rootless:
                 kinds.add("user")
-            init = self._start_init(message, frozenset(kinds))
-            undo.callback(_end, init)
-            handles = namespaces.NamespaceHandles.of_process(init, frozenset(kinds))
-            with libc.os_step("open the crate's root", "open"):
-                root = os.open(f"/proc/{init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            entry = child.Entry(
-                enter_files=group.enter_files,
-                namespaces=handles,
-                keep=frozenset(message["keep"]),
-                last_capability=self.last_capability,
-                seccomp=bytes.fromhex(message["seccomp"]),
-                # A capability that is asked for by name is wanted over the crate itself.
-                user_namespace=None if message["cap_add"] else self.user_namespace,
-                rootless=self.rootless,
-            )
-            seconds = message["seconds"]
-            self.crates[number] = Crate(
+            init, channel = self._start_init(message, frozenset(kinds), undo)
+            self.building[number] = Building(
+                request=message,
                 cgroup=group,
                 init=init,
-                handles=handles,
-                root=root,
-                entry=entry,
-                deadline=None if seconds is None else time.monotonic() + seconds,
+                kinds=frozenset(kinds),
+                channel=channel,
+                undo=undo.pop_all(),
             )
-            undo.pop_all()
-        own = [] if entry.user_namespace is None else [entry.user_namespace]
-        self._reply(
-            {"crate": number, "init": init, "enter_files": group.enter_files, "kinds": list(handles.others)},
-            [root, handles.pid, *handles.others.values(), *own],
-        )
+        self._reply({"crate": number})
 
-    def _start_init(self, message: wire.Message, kinds: frozenset[str]) -> int:
+    def _start_init(
+        self, message: wire.Message, kinds: frozenset[str], undo: contextlib.ExitStack
+    ) -> tuple[int, socket.socket]:
         ours, inits = socket.socketpair()
-        with ours, inits:
+        undo.callback(ours.close)
+        with inits:
             flags = libc.CLONE_NEWPID
             for kind in kinds:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
                 _become_init(message, inits, kinds, rootless=self.rootless)
-            inits.close()
-            try:
-                if self.rootless:
-                    uid, gid = os.geteuid(), os.getegid()
-                    inside = (0, 0) if message["as_root"] else (uid, gid)
-                    identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
-                # The handshake: init waits for its maps, and learns that the launcher is alive
-                # after having asked for a signal at its death (prctl(2), PR_SET_PDEATHSIG).
-                wire.send(ours, {"go": True})
-                self._wait_readable(ours.fileno(), "build the crate")
-                received = wire.receive(ours)
-            except BaseException:
-                _end(pid)
-                raise
+        undo.callback(_end, pid)
+        if self.rootless:
+            uid, gid = os.geteuid(), os.getegid()
+            inside = (0, 0) if message["as_root"] else (uid, gid)
+            identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
+        # The handshake: init waits for its maps, and learns that the launcher is alive after having asked for a
+        # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, taking the crate says so.
+        with contextlib.suppress(BrokenPipeError):
+            wire.send(ours, {"go": True})
+        return pid, ours
+
+    def _drop(self, message: wire.Message, _: list[int]) -> None:
+        """Remove a crate that was begun, and that nobody wants."""
+        building = self.building.pop(message["crate"], None)
+        if building is not None:
+            building.undo.close()
+        self._reply({"dropped": building is not None})
+
+    def _take(self, message: wire.Message, _: list[int]) -> None:
+        """Hand out a crate that was begun, when its init is ready."""
+        number = message["crate"]
+        building = self.building.pop(number, None)
+        if building is None:
+            raise SandboxError("use a crate", detail="it is closed already")
+        request = building.request
+        with contextlib.ExitStack() as undo:
+            undo.push(building.undo)
+            self._await_ready(building)
+            handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
+            undo.callback(handles.close)
+            with libc.os_step("open the crate's root", "open"):
+                root = os.open(f"/proc/{building.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            entry = child.Entry(
+                enter_files=building.cgroup.enter_files,
+                namespaces=handles,
+                keep=frozenset(request["keep"]),
+                last_capability=self.last_capability,
+                seccomp=bytes.fromhex(request["seccomp"]),
+                # A capability that is asked for by name is wanted over the crate itself.
+                user_namespace=None if request["cap_add"] else self.user_namespace,
+                rootless=self.rootless,
+            )
+            seconds = request["seconds"]
+            self.crates[number] = Crate(
+                cgroup=building.cgroup,
+                init=building.init,
+                handles=handles,
+                root=root,
+                entry=entry,
+                deadline=None if seconds is None else time.monotonic() + seconds,
+            )
+            undo.pop_all()
+        building.channel.close()
+        own = [] if entry.user_namespace is None else [entry.user_namespace]
+        self._reply(
+            {
+                "crate": number,
+                "init": building.init,
+                "enter_files": building.cgroup.enter_files,
+                "kinds": list(handles.others),
+            },
+            [root, handles.pid, *handles.others.values(), *own],
+        )
+
+    def _await_ready(self, building: Building) -> None:
+        step = "build the crate"
+        self._wait_readable(building.channel.fileno(), step)
+        try:
+            received = wire.receive(building.channel)
+        except ConnectionResetError:  # it ended with our word unread
+            received = None
         if received is None:
-            ended = Exit.from_wait_status(_end(pid))
-            raise SandboxError("build the crate", detail=f"init ended early, {ended}")
-        answer = received[0]
-        if "error" in answer:
-            _end(pid)
-            raise SandboxError.from_json(answer["error"])
-        return pid
+            status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
+            assert status is not None
+            exited = status.si_code == os.CLD_EXITED
+            ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
+            raise SandboxError(step, detail=f"init ended early, {ended}")
+        if "error" in received[0]:
+            raise SandboxError.from_json(received[0]["error"])
 
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
         crate = self._crate(message)
@@ -353,6 +414,10 @@ class Launcher:
 
     def end(self) -> None:
         """Remove every crate, and the run's own cgroup."""
+        for building in self.building.values():
+            with contextlib.suppress(Exception):
+                building.undo.close()
+        self.building.clear()
         for crate in self.crates.values():
             with contextlib.suppress(Exception):  # one crate that can't be removed does not keep the others
                 # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a

@@ -190,6 +190,10 @@ class Operation:
                 words.append(f"{field.name}={oct(value) if field.name == 'mode' else value}")
         return " ".join(words)
 
+    def sources(self) -> tuple[str, ...]:
+        """Return the host's paths that it takes as they are now, and would show even if others took their places."""
+        return ()
+
     def perform(self, shop: Workshop) -> None:
         """Do it.
 
@@ -216,6 +220,9 @@ class Overlay(Operation):
     lower: str
     if_present: bool = False
     or_read_only: bool = False
+
+    def sources(self) -> tuple[str, ...]:
+        return (self.lower,)
 
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.lower} copy-on-write at {self.target}"
@@ -297,6 +304,9 @@ class Bind(Operation):
     if_absent: bool = False
     if_present: bool = False
 
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.source} at {self.target}"
         if self.if_absent and _exists(shop, self.target):
@@ -351,6 +361,9 @@ class Capture(Operation):
 
     kind: ClassVar[str] = "capture"
     target: str
+
+    def sources(self) -> tuple[str, ...]:
+        return (self.target,)
 
     def perform(self, shop: Workshop) -> None:
         step = f"hold {self.target} aside"
@@ -536,6 +549,9 @@ class Names(Operation):
     hostname: str
     target: str = "/etc/hosts"
 
+    def sources(self) -> tuple[str, ...]:
+        return (self.target,)
+
     def perform(self, shop: Workshop) -> None:
         step = "write the crate's host name"
         text = self._read(shop, step)
@@ -602,7 +618,12 @@ _KINDS: Mapping[str, type[Operation]] = {
 
 def to_json(operations: Iterable[Operation]) -> list[dict[str, Any]]:
     """Return operations as builtins, to cross a process boundary."""
-    return [{"kind": operation.kind, **dataclasses.asdict(operation)} for operation in operations]
+    # Not asdict(), whose deep copies are most of the work: the fields hold strings, numbers and flags.
+    return [
+        {"kind": operation.kind}
+        | {field.name: getattr(operation, field.name) for field in dataclasses.fields(operation)}
+        for operation in operations
+    ]
 
 
 def from_json(data: Iterable[Mapping[str, Any]]) -> list[Operation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class MountPoint:
     kind: str
 
 
+@functools.lru_cache(maxsize=1)
 def parse_mountinfo(text: str) -> tuple[MountPoint, ...]:
     """Return the mount points that can be seen: not those under another mount."""
     found: dict[str, _Mount] = {}

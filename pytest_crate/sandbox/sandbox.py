@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, host, libc, namespaces, seccomp
@@ -68,6 +69,7 @@ class Engine:
         self._channel: socket.socket | None = None
         self._pid = 0
         self._enforcement: Enforcement | None = None
+        self._prepared: _Prepared | None = None
 
     @property
     def enforcement(self) -> Enforcement:
@@ -139,6 +141,7 @@ class Engine:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._channel = None
+            self._prepared = None
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
 
@@ -174,6 +177,44 @@ class Engine:
             raise HostError(**answer["host_error"])
         return answer, received
 
+    def prepare(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> None:
+        """Have a crate begun that will probably be asked for next; it is handed out only if it is what is asked for.
+
+        What stands in its way is not said here: :meth:`create` will meet it again.
+        """
+        wanted = _request(spec, operations, timed=False)
+        sources = _identities(operations)
+        if self._prepared is not None:
+            if (self._prepared.request, self._prepared.sources) == (wanted, sources):
+                return
+            self._drop()
+        try:
+            answer, _ = self.ask(wanted)
+        except (SandboxError, HostError):
+            return
+        if "crate" in answer:
+            self._prepared = _Prepared(number=answer["crate"], request=wanted, sources=sources)
+
+    def _drop(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            with contextlib.suppress(LauncherEnded):
+                self.ask({"request": "drop", "crate": prepared.number}, launcher=self._pid)
+
+    def _number(self, wanted: Mapping[str, object], operations: Sequence[mounts.Operation]) -> int:
+        """Return the number of a crate that has been begun: the one prepared, if it is the same, or a new one."""
+        prepared = self._prepared
+        if prepared is not None:
+            # A source may have been replaced meanwhile, by another file of the same name.
+            if (prepared.request, prepared.sources) == (wanted, _identities(operations)):
+                self._prepared = None
+                return prepared.number
+            self._drop()
+        answer, _ = self.ask(wanted)
+        if "missing" in answer:
+            raise _unsupported(answer["missing"])
+        return int(answer["crate"])
+
     def create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool = False) -> Sandbox:
         """Make a crate: its cgroup, namespaces and root; nothing of the user's runs in it yet.
 
@@ -182,31 +223,15 @@ class Engine:
         :raises HostError: the host refuses a step; with the doctor's reason and remedy.
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
-        keep = _kept_capabilities(spec)
-        program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
-        request = {
-            "request": "create",
-            "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
-            "asked": sorted(spec.asked),
-            "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
-            "network": spec.network,
-            "hostname": spec.hostname,
-            "tmpfs_bytes": spec.tmpfs_bytes,
-            "operations": mounts.to_json(operations),
-            "keep": sorted(keep),
-            "cap_add": list(spec.cap_add),
-            "seccomp": program.hex(),
-            "as_root": spec.image is not None,
-        }
+        wanted = _request(spec, operations, timed=timed)
         try:
-            answer, descriptors = self.ask(request)
+            number = self._number(wanted, operations)
+            answer, descriptors = self.ask({"request": "take", "crate": number}, launcher=self._pid)
         except SandboxError as error:
             explained = host.explain(error)
             if explained is not None:
                 raise explained from error
             raise
-        if "missing" in answer:
-            raise _unsupported(answer["missing"])
         root, pid, *others = descriptors
         # One more than kinds: the user namespace that the payload enters last.
         user_namespace = others.pop() if len(others) > len(answer["kinds"]) else None
@@ -219,9 +244,9 @@ class Engine:
             entry=child.Entry(
                 enter_files=tuple(answer["enter_files"]),
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
-                keep=keep,
+                keep=frozenset(cast("list[int]", wanted["keep"])),
                 last_capability=capabilities.last_capability(),
-                seccomp=program,
+                seccomp=bytes.fromhex(cast("str", wanted["seccomp"])),
                 user_namespace=user_namespace,
                 rootless=self._enforcement is not None and self._enforcement.rootless,
             ),
@@ -237,6 +262,49 @@ class Engine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A crate that has been begun ahead of its time."""
+
+    number: int
+    request: Mapping[str, object]
+    sources: tuple[object, ...]
+
+
+def _request(spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> Mapping[str, object]:
+    keep = _kept_capabilities(spec)
+    program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
+    return {
+        "request": "prepare",
+        "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
+        "asked": sorted(spec.asked),
+        "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
+        "network": spec.network,
+        "hostname": spec.hostname,
+        "tmpfs_bytes": spec.tmpfs_bytes,
+        "operations": mounts.to_json(operations),
+        "keep": sorted(keep),
+        "cap_add": list(spec.cap_add),
+        "seccomp": program.hex(),
+        "as_root": spec.image is not None,
+    }
+
+
+def _identities(operations: Sequence[mounts.Operation]) -> tuple[object, ...]:
+    """Return what tells whether the paths that a root is made of are still the same files."""
+    found: list[object] = []
+    for path in dict.fromkeys(path for operation in operations for path in operation.sources()):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            found.append(error.errno)
+        else:
+            # Of a directory only which it is; what is in it is seen as it is.
+            changed = None if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns
+            found.append((status.st_dev, status.st_ino, changed))
+    return tuple(found)
 
 
 @contextlib.contextmanager

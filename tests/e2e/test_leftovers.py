@@ -148,7 +148,6 @@ SAMPLING = """
     from pathlib import Path
     import psutil
 
-    COUNT = 0
     SAMPLES = {}
 
     def anonymous(pid):
@@ -157,14 +156,12 @@ SAMPLING = """
         return int(line.split()[1]) << 10
 
     def pytest_runtest_logfinish(nodeid):
-        global COUNT
-        COUNT += 1
-        if COUNT in (50, 100, 1000):  # the first, for what sampling itself keeps
+        if "test_look" in nodeid:
             gc.collect()
             memory = anonymous(os.getpid())
             own = psutil.Process()
             (launcher,) = own.children()
-            SAMPLES[COUNT] = {
+            SAMPLES[nodeid.partition("::")[2]] = {
                 "memory": memory,
                 "launcher_memory": anonymous(launcher.pid),
                 "files": len(os.listdir("/proc/self/fd")),
@@ -192,18 +189,24 @@ def test_thousand_crates(run_crated: RunCrated, pytester: pytest.Pytester) -> No
         """
         import pytest
 
+        # Before a test without a crate, none is prepared. The first look is for what looking itself keeps.
+        def test_look_once(): pass
         @pytest.mark.crate
-        @pytest.mark.parametrize("number", range(1000))
-        def test_empty(number):
-            pass
+        @pytest.mark.parametrize("number", range(100))
+        def test_early(number): pass
+        def test_look_early(): pass
+        @pytest.mark.crate
+        @pytest.mark.parametrize("number", range(900))
+        def test_later(number): pass
+        def test_look_late(): pass
         """,
         # Other plugins keep something of each test, with or without crates.
         *("-q", "-p", "no:hypothesispytest", "-p", "no:xdist"),
     )
-    assert run.all_passed()
+    assert run.result.parseoutcomes()["passed"] == 1003
     assert len(run.tests) == 1000
     samples = json.loads((pytester.path / "samples.json").read_text())
-    early, late = samples["100"], samples["1000"]
+    early, late = samples["test_look_early"], samples["test_look_late"]
     grown = {name: (late.pop(name) - early.pop(name)) / MIB for name in ("memory", "launcher_memory")}
     print(f"growth from 100 to 1,000 crates in MiB: {grown}; the whole run took {run.result.duration:.1f} s")
     # pytest itself keeps about 2.1 MiB of reports in 900 tests; heaps differ from one environment to the next.
@@ -241,11 +244,11 @@ class KilledRun:
         assert eventually((directory / "ready").exists)
         children = psutil.Process(self.pytest.pid).children()
         (self.launcher,) = [child.pid for child in children if child.name() == "crate-launcher"]
+        # launcher, init, body, the two that it started, and the init of the crate prepared for the next test
+        assert eventually(lambda: len(psutil.Process(self.pytest.pid).children(recursive=True)) == 6)
         self.processes = psutil.Process(self.pytest.pid).children(recursive=True)
         run_name = cgroup.run_name(self.launcher)
         self.cgroups = list(Path("/sys/fs/cgroup").glob(f"**/{run_name}"))
-        # launcher, init, body and the two that it started
-        assert len(self.processes) == 5
         assert len(self.with_argument()) == 2
         assert self.cgroups
 

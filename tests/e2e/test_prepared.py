@@ -1,0 +1,148 @@
+"""A crate that is begun ahead of its time is used only if it is what is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_crate.sandbox import host_view, rootfs
+from pytest_crate.sandbox.mounts import Operation
+from pytest_crate.sandbox.program import CrateSandbox
+from pytest_crate.sandbox.sandbox import Engine, Sandbox
+from pytest_crate.spec import CrateSpec, Layer, build_spec
+from tests.conftest import leftover_cgroups
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import RunCrated
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def spec_of(**keys: object) -> CrateSpec:
+    return build_spec([Layer(origin="test", values=keys)])
+
+
+def plan(spec: CrateSpec, engine: Engine) -> list[Operation]:
+    view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
+    return rootfs.plan_root(spec, view, rootfs=None)
+
+
+def crates() -> set[str]:
+    """Return the names of crates that have a control group."""
+    return {path.name for run in leftover_cgroups() for path in Path(run).iterdir() if path.is_dir()}
+
+
+def run(sandbox: Sandbox, spec: CrateSpec, *argv: str) -> str:
+    crate = CrateSandbox(sandbox, spec, name="crate")
+    try:
+        return str(crate.run(argv, check=True, cwd="/").stdout)
+    finally:
+        crate.close()
+
+
+def test_it_is_handed_out(engine: Engine) -> None:
+    """The crate asked for is the one prepared, and none is made besides; without another, the next is a new one."""
+    spec = spec_of(hostname="ahead")
+    operations = plan(spec, engine)
+    before = crates()
+    engine.prepare(spec, operations)
+    engine.prepare(spec, operations)
+    (name,) = crates() - before
+    sandbox = engine.create(spec, operations)
+    assert crates() - before == {name}
+    assert run(sandbox, spec, "uname", "-n") == "ahead\n"
+    assert crates() == before
+    again = engine.create(spec, operations)
+    assert crates() - before not in ({name}, set())
+    again.close()
+
+
+def test_another_is_asked_for(engine: Engine) -> None:
+    """A crate that is not what is asked for is removed."""
+    first, second = spec_of(hostname="first"), spec_of(hostname="second", pids=7)
+    before = crates()
+    engine.prepare(first, plan(first, engine))
+    (name,) = crates() - before
+    sandbox = engine.create(second, plan(second, engine))
+    assert name not in crates() - before
+    assert run(sandbox, second, "uname", "-n") == "second\n"
+    engine.prepare(first, plan(first, engine))
+    engine.prepare(second, plan(second, engine))
+    assert len(crates() - before) == 1
+
+
+def test_a_source_is_replaced(engine: Engine, tmp_path: Path) -> None:
+    """Where another file has taken the place of one that the crate shows, a new crate shows the new one."""
+    shown = tmp_path / "shown"
+    shown.write_text("old")
+    spec = spec_of(mounts=[f"{shown}:/shown"])
+    engine.prepare(spec, plan(spec, engine))
+    (tmp_path / "other").write_text("new")
+    (tmp_path / "other").rename(shown)
+    assert run(engine.create(spec, plan(spec, engine)), spec, "cat", "/shown") == "new"
+
+
+def test_one_that_fails(engine: Engine, tmp_path: Path) -> None:
+    """What can't be prepared says nothing; asked for, it says why."""
+    spec = spec_of(tmpfs="4k")
+    engine.prepare(spec, plan(spec, engine))
+    with pytest.raises(Exception, match="tmpfs=4 KiB is too small"):
+        engine.create(spec, plan(spec, engine))
+    assert run(engine.create(spec_of(), plan(spec_of(), engine)), spec_of(), "echo", "on") == "on\n"
+
+
+def test_a_server_that_is_started_anew(run_crated: RunCrated) -> None:
+    """A module's server on a unix socket of the same path as the module's before: each test reaches its own."""
+    result = run_crated(
+        """
+        import os, socket, threading
+        import pytest
+
+        @pytest.fixture(scope="class")
+        def server(request):
+            path = f"/tmp/pytest-crate-test-{os.getpid()}.socket"
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(path)
+            listening.listen()
+            def serve():
+                while True:
+                    try:
+                        peer, _ = listening.accept()
+                    except OSError:
+                        return
+                    peer.sendall(request.cls.__name__.encode())
+                    peer.close()
+            thread = threading.Thread(target=serve)
+            thread.start()
+            yield path
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            listening.close()
+            os.unlink(path)
+
+        class Reaches:
+            @pytest.mark.parametrize("number", range(3))
+            def test_it(self, server, number):
+                with socket.socket(socket.AF_UNIX) as peer:
+                    peer.connect(server)
+                    assert peer.recv(100).decode() == type(self).__name__
+
+        class TestOne(Reaches): pass
+        class TestTwo(Reaches): pass
+        """,
+        "--crate-all",
+    )
+    assert result.result.parseoutcomes()["passed"] == 6
