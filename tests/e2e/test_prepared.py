@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from pytest_crate.sandbox import host_view, rootfs
@@ -43,6 +45,17 @@ def plan(spec: CrateSpec, engine: Engine) -> list[Operation]:
 def crates() -> set[str]:
     """Return the names of crates that have a control group."""
     return {path.name for run in leftover_cgroups() for path in Path(run).iterdir() if path.is_dir()}
+
+
+def await_ready() -> None:
+    """Wait until the crate that was begun is whole: its init then closes every descriptor."""
+    end = time.monotonic() + 30
+    while True:
+        inits = [child.pid for child in psutil.Process().children(recursive=True) if child.name() == "crate-init"]
+        if inits and not os.listdir(f"/proc/{inits[0]}/fd"):
+            return
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def run(sandbox: Sandbox, spec: CrateSpec, *argv: str) -> str:
@@ -90,6 +103,7 @@ def test_a_source_is_replaced(engine: Engine, tmp_path: Path) -> None:
     shown.write_text("old")
     spec = spec_of(mounts=[f"{shown}:/shown"])
     engine.prepare(spec, plan(spec, engine))
+    await_ready()
     (tmp_path / "other").write_text("new")
     (tmp_path / "other").rename(shown)
     assert run(engine.create(spec, plan(spec, engine)), spec, "cat", "/shown") == "new"
