@@ -30,6 +30,7 @@ import pytest
 from pytest_crate.errors import SandboxError
 from pytest_crate.plugin import coverage_data, private, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
+from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
@@ -53,7 +54,6 @@ _STACKS_MAX_BYTES = 1 << 20
 _WATCH_SECONDS = 0.5
 # What an interrupted test has for its tear-down. A CI job that is cancelled has little more until it is killed.
 _INTERRUPT_SECONDS = 5.0
-_EXIT_CLOSED = 71  # EX_OSERR: the child found its report descriptor closed
 
 
 class CrateFailed(private.Failed):
@@ -129,8 +129,7 @@ class Walk:
         self._entered = False
         self._exit = Exit()
         # the child's
-        self._pid = 0
-        self._identity = (0, 0)
+        self._pipe: ReportPipe | None = None
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
         self._shows_fixtures = False
@@ -155,7 +154,8 @@ class Walk:
             return  # there is no child yet
         if self.in_child:
             private.show_fixtures(self.item.config, shown=self._shows_fixtures)
-            self._await_mirror()
+            assert self._pipe is not None
+            self._pipe.await_mirror()
         elif self._step >= 0:
             os.write(self._step, b".")
 
@@ -240,7 +240,6 @@ class Walk:
     def _become_child(self, sandbox: Sandbox, sending: int, stacks: int, here: str) -> None:
         self.in_child = True
         self.item.config.stash[self.CHILD] = self
-        self._pid = os.getpid()
         try:
             os.close(self._channel)
             os.close(self._stacks_fd)
@@ -249,8 +248,7 @@ class Walk:
             # Out of pytest's session and process group: a signal to "my own group" is no respecter of
             # PID namespaces (kill(2)), and the terminal is pytest's.
             os.setsid()
-            status = os.fstat(sending)
-            self._identity = (status.st_dev, status.st_ino)
+            self._pipe = ReportPipe(sending, self._awaited)
             environ = payload_environment(self.spec, dict(os.environ))
             for name in set(os.environ) - set(environ):
                 del os.environ[name]
@@ -279,23 +277,8 @@ class Walk:
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
 
     def _send(self, message: dict[str, Any]) -> None:
-        """Send a message to the mirror; end the process if that can't be done."""
-        if os.getpid() != self._pid:
-            # A fork of the test's that came back into pytest: one test has one report.
-            os._exit(1)
-        try:
-            status = os.fstat(self._channel)
-            if (status.st_dev, status.st_ino) != self._identity:
-                os._exit(_EXIT_CLOSED)
-            wire.write_frame(self._channel, message)
-        except OSError:
-            os._exit(_EXIT_CLOSED)
-
-    def _await_mirror(self) -> None:
-        try:
-            os.read(self._awaited, 1)
-        except OSError:
-            os._exit(_EXIT_CLOSED)
+        assert self._pipe is not None
+        self._pipe.send(message)
 
     def child_made(self, report: pytest.TestReport) -> None:
         """In the child: take a report that was just made; a phase's own is sent, others are logged later."""
@@ -332,6 +315,7 @@ class Walk:
 
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
+        assert self._pipe is not None
         try:
             if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
                 # Out of the protocol before its teardown: what pytest does at the session's end.
@@ -342,9 +326,9 @@ class Walk:
                 self._send({"error": f"{type(error).__name__}: {error}"})
             _flush(self.item.config)
             self._send_coverage()
-            os._exit(0)
+            self._pipe.leave(0)
         finally:
-            os._exit(70)  # EX_SOFTWARE; not back into pytest, whatever happens
+            self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens
 
     def _send_coverage(self) -> None:
         try:
@@ -605,7 +589,7 @@ class Walk:
             message = self._limit_message(exceeded)
             if exit_.signal:
                 message += f"\nThe test's process was {exit_}."
-        elif exit_.code == _EXIT_CLOSED:
+        elif exit_.code == EXIT_CLOSED:
             message = (
                 "the test closed the descriptor that its report travels on (with os.closerange, perhaps), "
                 f"so its outcome is not known; its process ended with {exit_}"

@@ -18,6 +18,9 @@ _MAX_DESCRIPTORS = 16
 
 Message = dict[str, Any]
 
+# Looked up once, for a test may have replaced json.dumps when its report is sent.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class WireError(Exception):
     """What came over the wire is not a message."""
@@ -25,7 +28,7 @@ class WireError(Exception):
 
 def encode(message: Mapping[str, object]) -> bytes:
     """Return the frame of a message."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _to_json(message).encode()
     return _LENGTH.pack(len(body)) + body
 
 

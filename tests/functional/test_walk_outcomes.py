@@ -573,3 +573,31 @@ def test_what_a_body_changes_stays_inside(pytester: pytest.Pytester, run_inner: 
     )
     run = run_inner("--crate-all")
     assert run.outcomes() == {"passed": 2}
+
+
+def test_mocks_at_work_when_a_report_is_made(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A body's report is made while its monkeypatches are in force: those of what the report travels with, too."""
+    pytester.makepyfile(
+        """
+        import json, os, pytest
+        def refuse(*args, **kwargs): raise OSError("mocked")
+
+        NAMES = ["os.getpid", "os.read", "os.write", "os.close", "os._exit", "os.getcwd", "os.kill", "json.dumps",
+            "json.loads", "json.JSONEncoder", "select.poll", "signal.signal", "socket.socket", "time.sleep",
+            "time.monotonic", "builtins.open", "subprocess.Popen"]
+        @pytest.mark.parametrize("name", NAMES)
+        def test_mocked(name, monkeypatch): monkeypatch.setattr(name, refuse)
+        @pytest.mark.parametrize("name", NAMES)
+        def test_mocked_and_fails(name, monkeypatch):
+            monkeypatch.setattr(name, refuse)
+            assert name == "failed"
+        def test_another_pid(monkeypatch): monkeypatch.setattr(os, "getpid", lambda: 4242)
+        def test_a_module_that_is_another(monkeypatch):
+            import pytest_crate.plugin.report_pipe, pytest_crate.sandbox.wire, types
+            monkeypatch.setattr(pytest_crate.plugin.report_pipe, "os", types.ModuleType("os"))
+            monkeypatch.setattr(pytest_crate.sandbox.wire, "os", types.ModuleType("os"))
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"passed": 19, "failed": 17}
+    assert "CrateFailed" not in run.text

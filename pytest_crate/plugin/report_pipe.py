@@ -1,0 +1,57 @@
+"""The child's end of the way to the mirror, for which it needs nothing that a test may have replaced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NoReturn
+
+from pytest_crate.sandbox import wire
+
+EXIT_CLOSED = 71
+"""Status of a child that found its pipe closed (EX_OSERR, sysexits.h)."""
+
+
+class ReportPipe:
+    """Where a child's reports go out, and the mirror's steps come in.
+
+    A report is made while the test's own mocks are at work: of ``os.write``, of a whole file system. So the calls are
+    looked up before the test, and kept where nothing that replaces a module's functions looks for them.
+    """
+
+    def __init__(self, sending: int, awaited: int) -> None:
+        self._sending = sending
+        self._awaited = awaited
+        self._getpid, self._fstat, self._read, self._write = os.getpid, os.fstat, os.read, os.write
+        self._exit, self._encode = os._exit, wire.encode
+        self._pid = os.getpid()
+        self._identity = self._identify()
+
+    def _identify(self) -> tuple[int, int]:
+        status = self._fstat(self._sending)
+        return status.st_dev, status.st_ino
+
+    def send(self, message: Mapping[str, object]) -> None:
+        """Send a message to the mirror; end the process if that can't be done."""
+        if self._getpid() != self._pid:
+            # A fork of the test's that came back into pytest: one test has one report.
+            self._exit(1)
+        try:
+            if self._identify() != self._identity:
+                self._exit(EXIT_CLOSED)
+            view = memoryview(self._encode(message))
+            while view:
+                view = view[self._write(self._sending, view) :]
+        except OSError:
+            self._exit(EXIT_CLOSED)
+
+    def await_mirror(self) -> None:
+        """Wait for the mirror to begin the next phase."""
+        try:
+            self._read(self._awaited, 1)
+        except OSError:
+            self._exit(EXIT_CLOSED)
+
+    def leave(self, status: int) -> NoReturn:
+        """End the process."""
+        self._exit(status)
