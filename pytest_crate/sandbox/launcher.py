@@ -518,6 +518,8 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             error = child.execute(program, entry)
         except SandboxError as failure:
             error = failure
+        except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
+            error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
         os.write(failing, json.dumps(error.to_json()).encode())
     finally:
         os._exit(127)

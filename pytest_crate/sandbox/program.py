@@ -325,16 +325,34 @@ def _deadline(timeout: float | None) -> float | None:
     return time.monotonic() + timeout
 
 
+def _verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if isinstance(argv, (str, bytes)) or not argv:
+        raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
+    arguments = tuple(os.fspath(argument) for argument in argv)
+    for argument in arguments:
+        if not isinstance(argument, str):
+            raise TypeError(f"argv must be a list of strings, and {argument!r} is none")
+        if "\0" in argument:  # execve(2) takes strings that end with it
+            raise ValueError(f"argv: a null character in {argument!r}")
+    if not arguments[0]:
+        raise ProgramNotFound("''", "the program's name is empty")
+    return arguments
+
+
 def _verify_variables(env: Mapping[str, str | None]) -> None:
     for name, value in env.items():
         if not isinstance(name, str):
             raise TypeError(f"env: a variable's name must be a string, not {name!r}")
         if value is not None and not isinstance(value, str):
             raise TypeError(f"env: the value of {name} must be a string or None, not {value!r}")
+        if not name or "=" in name or "\0" in name + (value or ""):
+            raise ValueError(f"env: {name}={value!r} can't be a variable: empty, '=' in its name, or a null character")
 
 
 def _to_bytes(data: str | bytes | None) -> bytes:
-    return data.encode() if isinstance(data, str) else data or b""
+    if data is not None and not isinstance(data, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"input must be text or bytes, not {data!r}")
+    return data.encode() if isinstance(data, str) else bytes(data or b"")
 
 
 class CrateSandbox:
@@ -379,10 +397,9 @@ class CrateSandbox:
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
         :raises ValueError: ``stdin`` is to be a terminal, and is none.
         """
-        if isinstance(argv, (str, bytes)) or not argv:
-            raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
+        arguments = _verify_arguments(argv)
         if self._result is not None:
-            raise SandboxError(f"run {argv[0]}", detail="the crate is closed")
+            raise SandboxError(f"run {arguments[0]}", detail="the crate is closed")
         _verify_variables(env or {})
         variables = program_environment(self.spec, os.environ)
         for name, value in (env or {}).items():
@@ -395,7 +412,7 @@ class CrateSandbox:
             # An image's root is looked up in its user database like any other user: it has a home there.
             user = self.spec.user or (None if self.spec.image is None else "0")
         program = child.Program(
-            argv=tuple(os.fspath(argument) for argument in argv),
+            argv=arguments,
             env=variables,
             cwd=os.fspath(cwd) if cwd is not None else default,
             user=None if user is None else str(user),
@@ -472,7 +489,11 @@ class CrateSandbox:
         :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
         """
-        _deadline(timeout)  # what is no number shall start nothing
+        # What is no number, or no text, shall start nothing.
+        _deadline(timeout)
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
+        _to_bytes(input)
         before, _ = self._sandbox.account()
         watched = self._sandbox.watch()
         pipe = subprocess.PIPE

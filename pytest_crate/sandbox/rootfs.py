@@ -22,7 +22,7 @@ from pytest_crate.sandbox.mounts import (
     Symlink,
     Sys,
 )
-from pytest_crate.sandbox.temporary import temporary_directories
+from pytest_crate.sandbox.temporary import SHARED_MEMORY, temporary_directories
 from pytest_crate.spec import CrateSpec
 
 # File systems without files of the user's; the crate gets its own of those that it needs.
@@ -159,7 +159,8 @@ def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     yield from (Capture(target=path) for path in revealed)
     yield from _kernel_parts(spec, view)
     # Outer places first, whatever they are: a project below basetemp is shown on top of it.
-    places: list[_Place] = [Private(target=path, mode=mode) for path, mode in covers.items()]
+    # /dev has a private directory for shared memory already.
+    places: list[_Place] = [Private(target=path, mode=mode) for path, mode in covers.items() if path != SHARED_MEMORY]
     places += [Reveal(target=path) for path in revealed]
     places += [*links, *_shared(view)]
     yield from sorted(places, key=_depth)
@@ -192,7 +193,9 @@ def _depth(place: _Place) -> int:
 def _root_overlays(view: HostView, covers: Sequence[str], revealed: Sequence[str]) -> Iterator[Operation]:
     yield Overlay(target="/", lower="/")
     for mount in view.mounts:
-        if mount.path == "/" or mount.kind in _KERNEL_FILE_SYSTEMS or _any_holds(_OWN, mount.path):
+        if mount.path == "/" or mount.kind in _KERNEL_FILE_SYSTEMS:
+            continue
+        if _any_holds(_OWN, mount.path) and not _any_holds([SHARED_MEMORY], mount.path):
             continue
         # Under a cover only what is shown again matters: a mount that holds, or is below, such a path.
         if _any_holds(covers, mount.path) and not any(

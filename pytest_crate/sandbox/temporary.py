@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
-TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755}
+SHARED_MEMORY = "/dev/shm"
+TEMPORARY: Mapping[str, int] = {"/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, SHARED_MEMORY: 0o1777}
 """Directories that are private in a crate on the host's root, with their modes."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -288,3 +290,56 @@ def test_temporary_directories_hold_this_run_only(run_crated: RunCrated) -> None
                 assert bare_socket in done.stdout
         """)
     assert run.all_passed()
+
+
+def test_shared_memory(run_crated: RunCrated) -> None:
+    """/dev/shm holds what the run's wider fixtures put there, to be read and privately written, and nothing else's."""
+    other = Path(f"/dev/shm/pytest-crate-test-{os.getpid()}")
+    other.write_text("another program's")
+    try:
+        run = run_crated(
+            f"""
+            import os
+            from multiprocessing import shared_memory
+            import pytest
+
+            @pytest.fixture(scope="session")
+            def block():
+                block = shared_memory.SharedMemory(create=True, size=4096)
+                block.buf[:5] = b"given"
+                yield block.name
+                assert bytes(block.buf[:5]) == b"given"
+                block.close()
+                block.unlink()
+
+            @pytest.mark.parametrize("again", range(2))
+            def test_it(block, again):
+                assert not os.path.exists({str(other)!r})
+                attached = shared_memory.SharedMemory(block)
+                assert bytes(attached.buf[:5]) == b"given"
+                attached.buf[:5] = b"taken"
+                attached.close()
+            """,
+            "--crate-all",
+        )
+        assert run.all_passed()
+    finally:
+        other.unlink()
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/tmp", "/var/tmp", "/run"])
+def test_a_project_in_a_temporary_directory(place: str, home: Path) -> None:
+    """A project may be anywhere: it is there in its crates, and they write to it privately."""
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        project = Path(directory)
+        (project / "data").write_text("data")
+        (project / "test_it.py").write_text(
+            "def test_it():\n"
+            "    assert open('data').read() == 'data'\n"
+            "    for name in ('data', 'new'): open(name, 'w').close()\n"
+        )
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--crate-all", "-q"]
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+        assert "1 passed" in done.stdout, done.stdout
+        assert (project / "data").read_text() == "data"
+        assert not (project / "new").exists()

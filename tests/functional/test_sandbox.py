@@ -230,3 +230,36 @@ def test_exceeded_limits_are_shown(pytester: pytest.Pytester, run_inner: RunInne
     assert "memory limit 32 MiB exceeded" in sections["Crate crate_sandbox"]
     assert "last words" in sections["Crate crate_sandbox"]
     assert "limits exceeded: memory" in run.text
+
+
+def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Arguments, variables, input and timeouts that make no sense are errors before anything runs, never a status."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_crate.errors import SandboxError
+
+        WRONG = [
+            (dict(argv="ls"), TypeError, "non-empty list"), (dict(argv=[]), TypeError, "non-empty list"),
+            (dict(argv=[""]), SandboxError, "the program's name is empty"),
+            (dict(argv=["a\\0b"]), ValueError, "null character"),
+            (dict(argv=["touch", "/tmp/ran", "a\\0b"]), ValueError, "null character"),
+            (dict(argv=[b"true"]), TypeError, "b'true' is none"),
+            (dict(argv=["true"], env={"A=B": "x"}), ValueError, "A=B='x'"),
+            (dict(argv=["true"], env={"": "x"}), ValueError, "can't be a variable"),
+            (dict(argv=["true"], env={"A": "x\\0y"}), ValueError, "can't be a variable"),
+            (dict(argv=["true"], input=3), TypeError, "input must be text or bytes, not 3"),
+            (dict(argv=["true"], timeout=0), ValueError, "above 0"),
+            (dict(argv=["true"], timeout=-1), ValueError, "above 0"),
+            (dict(argv=["true"], timeout="1"), TypeError, "number of seconds"),
+            (dict(argv=["true"], timeout=float("nan")), ValueError, "NaN"),
+        ]
+        def test_it(crate_sandbox):
+            for keys, kind, words in WRONG:
+                with pytest.raises(kind, match=words):
+                    crate_sandbox.run(**keys)
+            assert crate_sandbox.usage.cpu_usage_usec == 0, "nothing has run"
+            assert crate_sandbox.run(["cat"], input=bytearray(b"bytes"), text=False).stdout == b"bytes"
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 1}
