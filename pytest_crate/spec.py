@@ -283,12 +283,16 @@ def _absolute(value: object) -> str:
     return os.path.normpath(text)
 
 
+class _Unknown(ValueError):
+    """Some of several names are not known; they are the argument."""
+
+
 def _cap_add(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(value)
     names = tuple(str(name).lower().removeprefix("cap_") for name in value)
     if unknown := set(names) - set(CAPABILITIES):
-        raise ValueError(sorted(unknown))
+        raise _Unknown(sorted(unknown))
     return tuple(sorted(set(names), key=CAPABILITIES.index))
 
 
@@ -382,6 +386,9 @@ def _parse(layer: Layer, key: str, value: object) -> Any:
         if key == "image" and value is None:
             return None
         return definition.parse(value)
+    except _Unknown as error:
+        expected = f"{definition.expected}; not known: {', '.join(error.args[0])}"
+        raise SpecError(origin=layer.origin, key=key, value=value, expected=expected) from None
     except (ValueError, TypeError, OverflowError):
         raise SpecError(origin=layer.origin, key=key, value=value, expected=definition.expected) from None
 

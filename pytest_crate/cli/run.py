@@ -99,6 +99,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
     """
     reference, path = (None, None) if arguments.image == HOST else find_image(arguments.image, os.getcwd())
     spec = spec_of(arguments, reference)
+    host_view.verify(spec, origin="the command line")
     with contextlib.ExitStack() as stack:
         engine = Engine(cgroup_parent=arguments.cgroup_parent)
         stack.callback(engine.close)

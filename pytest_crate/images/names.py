@@ -68,7 +68,9 @@ def resolve_reference(reference: str, *, names: Mapping[str, str], directory: st
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        raise ImageError(reference, f"{path}: {getattr(error, 'strerror', error)}") from error
+        where = "" if path == reference else f"{path}: "
+        advice = "; expected the path of a directory or a tar archive" if isinstance(error, FileNotFoundError) else ""
+        raise ImageError(reference, f"{where}{getattr(error, 'strerror', error)}{advice}") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ImageError(reference, f"{path} is neither a file nor a directory")
     if not os.access(path, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):

@@ -52,14 +52,18 @@ class RootfsBuilder:
 
     :param root: descriptor of the directory, which is empty. It stays the caller's.
     :param where: that directory, for messages.
+    :param remedy: what ends the message where the disk is full.
     :param keep_owners: set the owners that the archive states, which takes root; else all is the user's.
     """
 
-    def __init__(self, root: int, *, reference: str, where: str, limits: ExtractLimits, keep_owners: bool) -> None:
+    def __init__(
+        self, root: int, *, reference: str, where: str, limits: ExtractLimits, keep_owners: bool, remedy: str = ""
+    ) -> None:
         self.contents = Contents()
         self._root = root
         self._reference = reference
         self._where = where
+        self._remedy = remedy
         self._limits = limits
         self._keep_owners = keep_owners
         # By device and inode, as one directory may have many names, and one name may come to mean another directory.
@@ -92,7 +96,8 @@ class RootfsBuilder:
         except OSError as error:
             raise ImageError(
                 self._reference,
-                f"{origin}: cannot extract {shown(name)} into {self._where}: {error.strerror} (errno {error.errno})",
+                f"{origin}: cannot extract {shown(name)} into {self._where}: {error.strerror} (errno {error.errno})"
+                f"{self._remedy if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}",
             ) from error
         finally:
             self._close_parent()

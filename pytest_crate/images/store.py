@@ -315,6 +315,7 @@ class ImageStore:
                 root,
                 reference=reference,
                 where=f"the store {self._root}",
+                remedy=f"; {_ANOTHER_PLACE}",
                 limits=self._limits,
                 keep_owners=self._ownership.keep,
             )

@@ -146,21 +146,17 @@ class ImageFinder:
 
 
 def check(spec: CrateSpec, find_image: ImageFinder) -> None:
-    """Check what can be known before a test runs: the image and the mounts are there.
+    """Check what can be known before a test runs: the image, the mounts and the CPUs are there.
 
     :raises ImageError: the image is missing.
-    :raises SpecError: a mount's source is missing.
+    :raises SpecError: a mount's source or a CPU is missing.
     """
     if spec.image is not None:
         find_image(spec.image)
-    for mount in spec.mounts:
-        if not os.path.exists(mount.source):
-            raise SpecError(
-                origin="crate",
-                key="mounts",
-                value=str(mount),
-                expected=f"an existing path, and {mount.source} is none",
-            )
+    if spec.mounts or spec.cpuset:
+        from pytest_crate.sandbox import host_view
+
+        host_view.verify(spec, origin="crate")
 
 
 def _summarized(faults: list[str]) -> list[str]:

@@ -11,7 +11,9 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 
+from pytest_crate.errors import SpecError
 from pytest_crate.sandbox.rootfs import HostView, MountPoint, is_at_or_below, parse_mountinfo
+from pytest_crate.spec import CrateSpec, parse_cpuset
 
 # Directories that hold the system's programs and libraries: never laid over an image's.
 _SYSTEM = frozenset(
@@ -24,6 +26,24 @@ def read_mounts() -> tuple[MountPoint, ...]:
     """Return the mount points of the calling process (proc(5), /proc/pid/mountinfo)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
         return parse_mountinfo(stream.read())
+
+
+def verify(spec: CrateSpec, *, origin: str) -> None:
+    """Check what can be known of the host before a crate is made: the mounts' sources exist, and so do the CPUs.
+
+    :param origin: where the spec comes from, for the message.
+    :raises SpecError: one is missing.
+    """
+    for mount in spec.mounts:
+        if not os.path.exists(mount.source):
+            expected = f"an existing path, and {mount.source} is none"
+            raise SpecError(origin=origin, key="mounts", value=str(mount), expected=expected)
+    if spec.cpuset:
+        with open("/sys/devices/system/cpu/online", encoding="ascii") as file:  # sysfs-devices-system-cpu
+            online = file.read().strip()
+        if not set(spec.cpuset) <= set(parse_cpuset(online)):
+            value = ",".join(map(str, spec.cpuset))
+            raise SpecError(origin=origin, key="cpuset", value=value, expected=f"CPUs that are online: {online}")
 
 
 def home_directories(environ: Mapping[str, str]) -> tuple[str, ...]:

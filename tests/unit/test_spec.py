@@ -255,6 +255,12 @@ def test_a_mount(text: str, mount: Mount) -> None:
     assert parse_mount(text, "/project") == mount
 
 
+def test_an_unknown_capability_is_named() -> None:
+    """Of several capabilities, those that there aren't are named."""
+    with pytest.raises(SpecError, match=r"not known: fly, swim$"):
+        build_spec([Layer(origin="x", values={"cap_add": ["net_admin", "swim", "cap_fly"]})])
+
+
 @given(st.sets(st.integers(min_value=0, max_value=99_000), min_size=1, max_size=20))
 def test_a_cpuset_lists_its_cpus(cpus: set[int]) -> None:
     """A list of CPU numbers, in any order, is that set of CPUs."""
