@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_crate.errors import HostError
+from pytest_crate.errors import CrateError, HostError
 from pytest_crate.plugin import options, private
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
@@ -58,7 +59,9 @@ class Crates:
     def prepare(self, spec: CrateSpec) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
         if spec.image is None or spec.image in self._opened:
-            self._engine.prepare(spec, self.plan(spec))
+            # What stands in its way is the next test's affair, which will meet it again.
+            with contextlib.suppress(CrateError, OSError):
+                self._engine.prepare(spec, self.plan(spec))
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.

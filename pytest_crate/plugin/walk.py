@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
+import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
@@ -648,6 +649,9 @@ class Walk:
         """
         if not self._entered:
             return ""  # the signal would kill a process that has no handler for it yet
+        with contextlib.suppress(psutil.NoSuchProcess):  # a test suite may reap any child, in pytest's own process
+            if psutil.Process(self._body).status() == psutil.STATUS_STOPPED:
+                return ""  # it would handle nothing before it is killed
         before = len(self._stacks)
         for _ in range(2):
             signal.pidfd_send_signal(self._pidfd, _STACKS_SIGNAL)

@@ -121,12 +121,12 @@ def program_view(directory: str, *, rootless: bool, environ: Mapping[str, str]) 
 
 
 def load_interpreter_libraries() -> Mapping[str, str]:
-    """Load the shared libraries of the standard library's extension modules; return the directories of all loaded.
+    """Load the shared libraries of the standard library's extension modules; return where all loaded ones are.
 
     A body on an image can then import ``ssl`` or ``sqlite3``: the dynamic linker takes a library
-    that is loaded already by its name, whatever the image holds (dlopen(3), ld.so(8)). The directories,
-    by the path where the dynamic linker looks for them, let the interpreter start anew on an image
-    that has none of these directories, such as one with another C library.
+    that is loaded already by its name, whatever the image holds (dlopen(3), ld.so(8)). The directories, and then the
+    single libraries, by the path where the dynamic linker looks for them, let the interpreter start anew: on an image
+    that has none of these directories, such as one with another C library, and on one that lacks some of the libraries.
     """
     directory = sysconfig.get_config_var("DESTSHARED")
     if directory and os.path.isdir(directory):
@@ -137,6 +137,7 @@ def load_interpreter_libraries() -> Mapping[str, str]:
                 with contextlib.suppress(OSError):
                     ctypes.CDLL(os.path.join(directory, name), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
     found: dict[str, str] = {}
+    files: dict[str, str] = {}
     own = (sys.prefix, sys.base_prefix)
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
@@ -148,11 +149,21 @@ def load_interpreter_libraries() -> Mapping[str, str]:
             for name in (place, place.removeprefix("/usr")):
                 if os.path.realpath(name) == place:
                     found[name] = place
+            files.update((f"{place}/{name}", path) for name in _names_of(path))
     if loader := _program_interpreter(sys.executable):
         found[os.path.dirname(loader)] = os.path.realpath(os.path.dirname(loader))
     if sys.base_prefix in _SYSTEM:
         found[sys.executable] = os.path.realpath(sys.executable)
-    return found
+    return found | files
+
+
+def _names_of(library: str) -> Iterator[str]:
+    """Yield the names by which programs ask for a library: of the symlinks beside it, or, without any, its own."""
+    directory, own = os.path.split(library)
+    stem = f"{own.partition('.so')[0]}.so."
+    with os.scandir(directory) as entries:
+        links = [entry for entry in entries if entry.name.startswith(stem) and entry.is_symlink()]
+    yield from [link.name for link in links if os.path.realpath(link.path) == library] or [own]
 
 
 def _program_interpreter(path: str) -> str | None:
