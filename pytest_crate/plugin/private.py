@@ -15,7 +15,7 @@ __all__ = [
     "add_junit_records",
     "basetemp",
     "capture_suspended",
-    "crash_place",
+    "captured_in",
     "drop_wider_finalizers",
     "failed_subtests",
     "finalizers",
@@ -74,12 +74,6 @@ def drop_wider_finalizers(item: pytest.Item) -> None:
 def tear_down_all(item: pytest.Item) -> None:
     """Run every finalizer that is still pending, the item's before its collectors'."""
     item.session._setupstate.teardown_exact(None)
-
-
-def crash_place(error: BaseException) -> tuple[str, int]:
-    """Return the file and the line that pytest names as the place where an exception was raised."""
-    crash = pytest.ExceptionInfo.from_exception(error)._getreprcrash()
-    return ("", 0) if crash is None else (crash.path, crash.lineno)
 
 
 def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:
@@ -150,9 +144,15 @@ def add_junit_records(item: pytest.Item, records: Mapping[str, Any] | None) -> N
         xml.node_reporter(_key(item)).add_attribute(name, value)
 
 
-def show_subtest_parameters(report: pytest.TestReport, parameters: Mapping[str, str]) -> None:
-    """Give a rebuilt report of a subtest its parameters as they were shown: pytest takes the repr of their reprs."""
-    cast("Any", report).context.kwargs.update(parameters)
+def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) -> None:
+    """Give a subtest's report, rebuilt from data, its parameters as shown: pytest takes the repr of their reprs."""
+    if "_subtest.context" in data:
+        cast("Any", report).context.kwargs.update(data["_subtest.context"]["kwargs"])
+
+
+def captured_in(item: pytest.Item, phase: str) -> list[tuple[str, str]]:
+    """Return the output that pytest has captured in a phase of an item, as the sections of a report."""
+    return [(f"Captured {key} {when}", text) for when, key, text in item._report_sections if when == phase and text]
 
 
 def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:

@@ -39,7 +39,7 @@ def others() -> tuple[OtherThread, ...]:
     tasks = os.listdir("/proc/self/task")
     if len(tasks) == 1:
         return ()
-    frames = sys._current_frames()  # noqa: SLF001 - documented, in spite of its name
+    frames = sys._current_frames()
     del frames[threading.get_ident()]
     known = {thread.ident: thread for thread in threading.enumerate()}
     found = []

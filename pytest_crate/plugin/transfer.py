@@ -69,8 +69,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     # from_serializable takes what it is given apart: it gets a copy.
     copied = _copy(data)
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
-    if "_subtest.context" in data:
-        private.show_subtest_parameters(report, data["_subtest.context"]["kwargs"])
+    private.show_subtest_parameters(report, data)
     # JSON has no tuples; pytest and junitxml take these apart as such.
     if isinstance(report.longrepr, list):
         path, line, reason = report.longrepr

@@ -405,11 +405,7 @@ class Walk:
 
     def own_sections(self) -> list[tuple[str, str]]:
         """In the mirror: the output that pytest itself captured during the teardown, of wider fixtures."""
-        return [
-            (f"Captured {key} {when}", text)
-            for when, key, text in self.item._report_sections  # noqa: SLF001
-            if when == "teardown" and text
-        ]
+        return private.captured_in(self.item, "teardown")
 
     def collapsed_in(self, when: str) -> bool:
         """Whether the mirror had to speak for the child in a phase."""
@@ -745,7 +741,9 @@ OWNER = pytest.StashKey[int]()
 def _stop_message(error: BaseException) -> dict[str, Any]:
     if isinstance(error, pytest.exit.Exception):
         return {"kind": "exit", "reason": str(error.msg), "returncode": error.returncode}
-    path, line = private.crash_place(error)
+    # As pytest names the place where it was interrupted: of the innermost frame that is not hidden.
+    crash = pytest.ExceptionInfo.from_exception(error).getrepr(style="short").reprcrash
+    path, line = ("", 0) if crash is None else (crash.path, crash.lineno)
     return {"kind": "interrupt", "path": path, "line": line}
 
 
