@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -85,17 +86,18 @@ class Conductor:
         if os.getpid() == self.config.stash[OWNER]:
             self.crates.close()
 
-    # Around fixtures and phases a wrapper of the older kind: an exception doesn't pass through it, so that a traceback
-    # looks as it does without it.
+    # An exception passes through these wrappers around fixtures and phases: _forget_own_frames. (Around a wrapper of
+    # the older kind, which it doesn't pass through, pluggy 1.6 has frames of its own, told from nobody else's.)
 
-    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-    def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None]:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None, object, object]:
         if request.scope == "function" or Walk.CHILD in self.config.stash:
-            yield
-            return
+            return (yield)
         self.crates.watch_fixture()
-        yield
-        self.crates.fixture_ready()
+        try:
+            return (yield)
+        finally:
+            self.crates.fixture_ready()
 
     # -- the protocol ----------------------------------------------------------------------------
 
@@ -122,8 +124,8 @@ class Conductor:
                 walk.disarm()
                 del item.stash[_WALK]
 
-    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         if specs.rides(item):
             earlier = item.stash.get(_WALK, None)
             if earlier is not None:  # a plugin tries the item again: each try has a crate of its own
@@ -133,23 +135,25 @@ class Conductor:
             walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self)
             item.stash[_WALK] = walk
             walk.arm()
-        yield from self._phase(item, "setup")
+        return (yield from self._phase(item, "setup"))
 
-    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
-        yield from self._phase(item, "call")
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        return (yield from self._phase(item, "call"))
 
-    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
-        yield from self._phase(item, "teardown")
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        return (yield from self._phase(item, "teardown"))
 
-    def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None]:
+    def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
         walk = item.stash.get(_WALK, None)
         if walk is not None:
             walk.phase_starts(phase)
-        yield
-        if walk is not None:
-            walk.phase_ends()
+        try:
+            return (yield)
+        finally:
+            if walk is not None:
+                walk.phase_ends()
 
     def _create(self, item: pytest.Item) -> Sandbox:
         try:
@@ -168,6 +172,8 @@ class Conductor:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.excinfo is not None:
+            _forget_own_frames(call.excinfo)
         report = yield
         walk = item.stash.get(_WALK, None)
         if walk is not None:
@@ -255,6 +261,24 @@ class Mirror:
         if walk is None or walk.in_child or call.excinfo is not None or not walk.is_phase(call.when):
             return None
         return walk.mirror_report(call.when)
+
+
+def _forget_own_frames(info: pytest.ExceptionInfo[BaseException]) -> None:
+    """Take the frames of wrapper and walk out of a traceback that passes through them, as if there were no crate."""
+    entries: list[TracebackType] = []
+    entry: TracebackType | None = info.tb
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    kept: TracebackType | None = None
+    for entry in reversed(entries):
+        if kept is None or entry.tb_frame.f_code.co_filename not in _PASSED_THROUGH:
+            kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    info.value.__traceback__ = kept
+    info.traceback = type(info.traceback)(kept)  # type: ignore[arg-type]
+
+
+_PASSED_THROUGH = (__file__, Walk.arm.__code__.co_filename)
 
 
 def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -> pytest.TestReport:

@@ -118,6 +118,43 @@ def test_expected_failures(pytester: pytest.Pytester, both_ways: BothWays) -> No
     assert run.of("test_xpassed")["wasxfail"] == "why"
 
 
+def test_frames_of_tracebacks(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """An exception, as plugins see it, has passed through the same functions: none that crates add."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if call.excinfo is not None:
+                frames = {f"{entry.path.name}: {entry.name}" for entry in call.excinfo.traceback}
+                report.sections.append(("frames", " | ".join(sorted(frames))))
+            return report
+
+        @pytest.fixture
+        def broken(): raise ValueError
+        @pytest.fixture
+        def breaks():
+            yield
+            raise ValueError
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_body(): raise ValueError
+        def test_set_up(broken): pass
+        def test_tear_down(breaks): pass
+        @pytest.mark.xfail(run=False)
+        def test_not_run(): pass
+        """
+    )
+    run = both_ways()
+    assert run.outcomes() == {"failed": 1, "passed": 1, "errors": 2, "xfailed": 1}
+    assert "test_frames_of_tracebacks.py: test_body" in dict(run.of("test_body")["sections"])["frames"]
+
+
 def test_function_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """Function fixtures: failing set-up and tear-down, finalizers, order, output by phase, parametrized, dynamic."""
     pytester.makeconftest(
