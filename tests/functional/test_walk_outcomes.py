@@ -507,7 +507,7 @@ def test_doctests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         """
     )
     pytester.makepyfile(
-        code='''
+        doubles='''
         def double(x):
             """
             >>> double(seven)
@@ -528,7 +528,7 @@ def test_doctests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         '''
     )
     pytester.maketxtfile(test_text=">>> getfixture('tmp_path').is_dir()\nTrue\n>>> seven\n7\n")
-    run = both_ways("--doctest-modules", "-rA", "-v", "code.py", "test_text.txt")
+    run = both_ways("--doctest-modules", "-rA", "-v", "doubles.py", "test_text.txt")
     assert run.outcomes() == {"passed": 1, "failed": 2, "skipped": 1}
 
 
