@@ -60,7 +60,12 @@ def capability_numbers(names: Iterable[str]) -> frozenset[int]:
 
     :raises ValueError: a name is not one of them.
     """
-    return frozenset(CAPABILITIES.index(name) for name in names)
+    numbers = {name: number for number, name in enumerate(CAPABILITIES)}
+    wanted = set(names)
+    unknown = wanted - numbers.keys()
+    if unknown:
+        raise ValueError(f"no capability: {', '.join(sorted(unknown))}")
+    return frozenset(numbers[name] for name in wanted)
 
 
 def capability_mask(numbers: Iterable[int]) -> int:
