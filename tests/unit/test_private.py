@@ -123,7 +123,7 @@ def _definitions(live: Live) -> bool:
 
 def _fixture_names(live: Live) -> bool:
     names = live.item.fixturenames
-    # The test's own arguments come first, but for scopes: "live" is named before what it requests.
+    # By scope; all that is needed, not the test's own arguments alone.
     return names.index("tmp_path_factory") < names.index("live") and "pytester" in names
 
 
@@ -134,13 +134,10 @@ def _stack(live: Live) -> bool:
 
     item.addfinalizer(finalizer)
     finalizers, _ = stack[item]
-    whole = list(finalizers)
+    first, *_, last = finalizers
     del finalizers[-1]
-    # The nodes from the session to the item; the item's own teardown, then what was added; the list is the live one.
-    return list(stack) == item.listchain() and whole == [item.teardown, *whole[1:-1], finalizer] == [
-        *stack[item][0],
-        finalizer,
-    ]
+    live_list = finalizer not in stack[item][0]
+    return list(stack) == item.listchain() and first == item.teardown and last is finalizer and live_list
 
 
 def _teardown_exact(live: Live) -> bool:
