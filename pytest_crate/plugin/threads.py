@@ -12,7 +12,7 @@ from types import FrameType
 
 # Their own locks, such as the one that a waiting thread waits on, are no one else's business.
 _MECHANISM = frozenset({"threading", "queue", "concurrent.futures.thread", "socketserver", "selectors"})
-_LOCKED = "<locked "
+_LOCKED = ("<locked ", "<Condition(<locked ")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,5 @@ def _locks(innermost: FrameType) -> Iterator[str]:
 
 
 def _is_locked(value: object) -> bool:
-    lock = getattr(value, "_lock", value) if isinstance(value, threading.Condition) else value
     # Only the repr of a re-entrant lock tells whether it is locked (Python < 3.14).
-    return type(lock).__module__ in ("_thread", "threading") and repr(lock).startswith(_LOCKED)
+    return type(value).__module__ in ("_thread", "threading") and repr(value).startswith(_LOCKED)

@@ -11,6 +11,7 @@ from pytest_crate.plugin import threads
 from pytest_crate.plugin.threads import OtherThread
 
 SHARED = threading.RLock()
+CONDITION = threading.Condition()
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def running(start: bool) -> Iterator[threading.Event]:
     held, done, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
-        with SHARED:
+        with SHARED, CONDITION:
             held.set()
             done.wait()
         ended.set()
@@ -46,7 +47,7 @@ def test_a_thread_that_holds_a_lock() -> None:
     before = threads.others()
     with running(start=True):
         found = told(before)
-    assert (found.name, found.locks) == ("worker", ("SHARED",))
+    assert (found.name, found.locks) == ("worker", ("SHARED", "CONDITION"))
     assert found.place.startswith("test_threads.py:")
     assert found.place.endswith(" in work")
 
@@ -56,7 +57,7 @@ def test_a_thread_below_threading() -> None:
     before = threads.others()
     with running(start=False):
         found = told(before)
-    assert (found.name.partition(" ")[0], found.locks) == ("thread", ("SHARED",))
+    assert (found.name.partition(" ")[0], found.locks) == ("thread", ("SHARED", "CONDITION"))
 
 
 def test_words() -> None:
