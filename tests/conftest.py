@@ -296,7 +296,7 @@ def _what_is_there() -> set[object]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
-    if not {"e2e", "functional"} & set(request.node.path.parts):
+    if not {"e2e", "functional", "features"} & set(request.node.path.parts):
         yield
         return
     before = _what_is_there()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import pytest
 
 from pytest_crate.errors import CrateError, HostError
-from pytest_crate.plugin import specs
+from pytest_crate.plugin import echo, private, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
 from pytest_crate.report.failure import failure_section
@@ -44,6 +45,8 @@ class Conductor:
         self._facts: dict[str, Any] | None = None
         self._next: pytest.Item | None = None
         self._specs: dict[CrateSpec, dict[str, object]] = {}
+        self._walk: Walk | None = None
+        self._own_failure = False
 
     @classmethod
     def take_over(cls, session: pytest.Session, entries: TemporaryEntries) -> None:
@@ -58,9 +61,13 @@ class Conductor:
         crates = Crates(config, entries, find_image)
         config.stash[CRATES] = crates
         config.stash[OWNER] = os.getpid()
-        config.pluginmanager.register(Mirror(), "crate-mirror")
+        mirror = Mirror()
+        config.pluginmanager.register(mirror, "crate-mirror")
+        private.call_just_before_runner(config, "pytest_runtest_makereport", mirror)
         # Registered last and tried first: the outermost of all.
-        config.pluginmanager.register(cls(config, crates), "crate-conductor")
+        conductor = cls(config, crates)
+        config.pluginmanager.register(conductor, "crate-conductor")
+        echo.install(config, conductor.echo)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -99,6 +106,12 @@ class Conductor:
         finally:
             self.crates.fixture_ready()
 
+    def echo(self) -> echo.Echo:
+        """What a call of a phase's hook in this process is beside one in a crate."""
+        if self._walk is None:
+            return "no"
+        return "loud" if self._own_failure and self._walk.echo == "quiet" else self._walk.echo
+
     # -- the protocol ----------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -123,6 +136,7 @@ class Conductor:
                     walk.abandon()
                 walk.disarm()
                 del item.stash[_WALK]
+                self._walk = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -133,7 +147,7 @@ class Conductor:
                     earlier.child_ends()
                 earlier.disarm()
             walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self)
-            item.stash[_WALK] = walk
+            item.stash[_WALK] = self._walk = walk
             walk.arm()
         return (yield from self._phase(item, "setup"))
 
@@ -174,17 +188,35 @@ class Conductor:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         if call.excinfo is not None:
             _forget_own_frames(call.excinfo)
-        report = yield
         walk = item.stash.get(_WALK, None)
+        with self._as_in_the_crate(walk, call):
+            report = yield
         if walk is not None:
             if walk.in_child:
-                walk.child_made(report)
+                walk.child_made(report, call)
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
         if report.when == "teardown" and specs.SPEC in item.stash:
             self._attach(item, walk, report)
         return report
+
+    @contextmanager
+    def _as_in_the_crate(self, walk: Walk | None, call: pytest.CallInfo[None]) -> Iterator[None]:
+        """In pytest: let other plugins see, while a report is made, with what exception the phase ended in the crate."""
+        own = call.excinfo
+        if walk is None or walk.echo == "no" or own is not None or not walk.is_phase(call.when):
+            self._own_failure = own is not None
+            try:
+                yield
+            finally:
+                self._own_failure = False
+            return
+        call.excinfo = walk.exception
+        try:
+            yield
+        finally:
+            call.excinfo = own  # so that nobody is called to interact with it once more
 
     def _attach(self, item: pytest.Item, walk: Walk | None, report: pytest.TestReport) -> None:
         """Attach to a teardown report what the item's crates used: xdist carries it to the controller."""
@@ -232,6 +264,12 @@ class Conductor:
         if walk is not None:
             walk.child_logs(report)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_exception_interact(self) -> None:
+        walk = self._walk_of_child()
+        if walk is not None:
+            walk.child_interacts()
+
     def pytest_enter_pdb(self) -> None:
         walk = self._walk_of_child()
         if walk is not None:
@@ -255,10 +293,9 @@ class Conductor:
 class Mirror:
     """The innermost plugin: gives the other plugins' report hooks, in pytest, the child's report to work on."""
 
-    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport | None:
         walk = item.stash.get(_WALK, None)
-        if walk is None or walk.in_child or call.excinfo is not None or not walk.is_phase(call.when):
+        if walk is None or walk.in_child or call.excinfo is not walk.exception or not walk.is_phase(call.when):
             return None
         return walk.mirror_report(call.when)
 

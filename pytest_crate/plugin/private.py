@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TextIO, cast
 
+import pluggy
 import pytest
 from _pytest.junitxml import xml_key
-from _pytest.outcomes import Failed
+from _pytest.outcomes import Failed, OutcomeException
 
 __all__ = [
     "Failed",
+    "OutcomeException",
     "add_junit_records",
     "basetemp",
+    "call_just_before_runner",
     "capture_suspended",
     "captured_in",
     "drop_wider_finalizers",
     "failed_subtests",
     "finalizers",
     "forget_teardown",
+    "give_values",
+    "hook_implementations",
     "is_driven_by",
     "keep_only",
+    "replace_function",
     "set_failed_subtests",
     "set_up_wider_fixtures",
     "show_fixtures",
     "show_subtest_parameters",
     "take_junit_records",
     "tear_down_all",
+    "terminal_written_to",
 ]
 
 # These names are pytest's own affair; nothing else in the package may use one.
@@ -48,7 +55,8 @@ def set_up_wider_fixtures(item: pytest.Item) -> None:
     for name in list(getattr(item, "fixturenames", ())):
         definitions = information.name2fixturedefs.get(name)
         if definitions and definitions[-1].scope != "function":
-            request.getfixturevalue(name)
+            # As the item's own set-up does it: hooks that run in pytest find the value there, too.
+            give_values(item, {name: request.getfixturevalue(name)})
 
 
 def finalizers(item: pytest.Item) -> list[Callable[[], object]]:
@@ -82,6 +90,49 @@ def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:
     for implementation in list(caller.get_hookimpls()):
         if implementation.plugin is not plugin:
             caller._remove_plugin(implementation.plugin)
+
+
+def hook_implementations(config: pytest.Config, hook_name: str) -> list[pluggy.HookImpl]:
+    """Return the implementations of a hook, those of conftest files in directories among them."""
+    return list(getattr(config.pluginmanager.hook, hook_name).get_hookimpls())
+
+
+def call_just_before_runner(config: pytest.Config, hook_name: str, plugin: object) -> None:
+    """Have a plugin's implementation of a hook called last of all but that of pytest's runner."""
+    implementations = getattr(config.pluginmanager.hook, hook_name)._hookimpls
+    (own,) = [each for each in implementations if each.plugin is plugin]
+    implementations.remove(own)
+    runner = config.pluginmanager.get_plugin("runner")
+    (index,) = [index for index, each in enumerate(implementations) if each.plugin is runner]
+    implementations.insert(index + 1, own)
+
+
+def replace_function(implementation: pluggy.HookImpl, function: Callable[..., Any]) -> None:
+    """Have an implementation of a hook call another function, which takes the same arguments."""
+    implementation.function = function  # type: ignore[misc]
+
+
+@contextmanager
+def terminal_written_to(config: pytest.Config, file: TextIO) -> Iterator[None]:
+    """Let what is written through pytest's terminal reporter go elsewhere; it keeps count of lines as always."""
+    __tracebackhide__ = True
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        yield
+        return
+    writer = reporter._tw
+    before, writer._file = writer._file, file
+    try:
+        yield
+    finally:
+        writer._file = before
+
+
+def give_values(item: pytest.Item, values: Mapping[str, object]) -> None:
+    """Have ``item.funcargs`` hold values of fixtures."""
+    held = getattr(item, "funcargs", None)
+    if held is not None:
+        held.update(values)
 
 
 def is_driven_by(item: pytest.Item, names: frozenset[str]) -> bool:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from pytest_crate.plugin import private
 
+_Class = TypeVar("_Class")
+
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
 
 
-_MAX_NAME_CHARACTERS = 500  # a longer text is a message
+_MAX_NAME = 500  # a longer text is a message
 
 
 def to_builtins(value: object) -> Any:
@@ -86,7 +89,49 @@ def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy(item) for item in value]
     # pytest keeps every report: the names in the three of a test, and in all of a file, are kept once.
-    return sys.intern(value) if isinstance(value, str) and len(value) < _MAX_NAME_CHARACTERS else value
+    return sys.intern(value) if isinstance(value, str) and len(value) < _MAX_NAME else value
+
+
+def pack_exception(error: BaseException) -> dict[str, Any]:
+    """Return what a phase ended with as builtins: its type's name and its arguments or words."""
+    plain = all(argument is None or isinstance(argument, (bool, int, float, str)) for argument in error.args)
+    return {
+        "module": type(error).__module__,
+        "name": type(error).__qualname__,
+        "message": to_builtins(error.msg) if isinstance(error, private.OutcomeException) else None,
+        "arguments": to_builtins(error.args) if plain else [_described(error, str)],
+    }
+
+
+def unpack_exception(data: Mapping[str, Any]) -> pytest.ExceptionInfo[BaseException]:
+    """Return a stand-in for the exception that :func:`pack_exception` packed: of its type if that is known here."""
+    kind = _find_class(data["module"], data["name"], BaseException)
+    try:
+        error: BaseException
+        if issubclass(kind, private.OutcomeException):
+            error = kind(data["message"])
+        else:
+            error = kind.__new__(kind)
+            error.args = tuple(data["arguments"])
+        raise error
+    except BaseException as raised:  # noqa: BLE001 - it is raised for its traceback
+        return pytest.ExceptionInfo.from_exception(raised)
+
+
+def pack_values(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return those values of fixtures that are plain enough to be had outside: numbers, short texts, paths."""
+    packed: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Path):
+            packed[name] = {"path": str(value)}
+        elif value is None or type(value) in (bool, int, float) or (type(value) is str and len(value) < _MAX_NAME):
+            packed[name] = {"value": value}
+    return packed
+
+
+def unpack_values(packed: Mapping[str, Any]) -> dict[str, object]:
+    """Return the values that :func:`pack_values` packed."""
+    return {name: Path(data["path"]) if "path" in data else data["value"] for name, data in packed.items()}
 
 
 class WarningCollector:
@@ -122,14 +167,18 @@ class WarningCollector:
 
 def show_warning(data: Mapping[str, Any]) -> None:
     """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
-    category: Any = sys.modules.get(data["module"])
-    for name in data["name"].split("."):
-        category = getattr(category, name, None)
-    if not (isinstance(category, type) and issubclass(category, Warning)):
-        # Defined inside the test, or imported only there: its name is kept.
-        name = data["name"].rpartition(".")[2]
-        category = type(name, (Warning,), {"__module__": data["module"], "__qualname__": data["name"]})
+    category = _find_class(data["module"], data["name"], Warning)
     warnings.showwarning(_rebuilt(category, data["text"]), category, data["filename"], data["lineno"])
+
+
+def _find_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    # Defined inside the test, or imported only there: its name is kept.
+    return type(qualname.rpartition(".")[2], (base,), {"__module__": module, "__qualname__": qualname})
 
 
 def _rebuilt(category: type[Warning], text: str) -> Warning:

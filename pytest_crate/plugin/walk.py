@@ -31,6 +31,7 @@ import pytest
 from pytest_crate.errors import SandboxError
 from pytest_crate.plugin import coverage_data, private, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
+from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
@@ -99,6 +100,7 @@ class Walk:
         self.in_child = False
         self.result: CrateResult | None = None
         self.uncrated: str | None = None
+        self.exception: pytest.ExceptionInfo[BaseException] | None = None
         self.stacks = ""
         self._create = create
         self._prepare_next = prepare_next
@@ -130,7 +132,7 @@ class Walk:
         self._entered = False
         self._exit = Exit()
         # the child's
-        self._pipe: ReportPipe | None = None
+        self._report_pipe: ReportPipe | None = None
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
         self._shows_fixtures = False
@@ -155,7 +157,6 @@ class Walk:
             return  # there is no child yet
         if self.in_child:
             private.show_fixtures(self.item.config, shown=self._shows_fixtures)
-            assert self._pipe is not None
             self._pipe.await_mirror()
         elif self._step >= 0:
             os.write(self._step, b".")
@@ -249,7 +250,7 @@ class Walk:
             # Out of pytest's session and process group: a signal to "my own group" is no respecter of
             # PID namespaces (kill(2)), and the terminal is pytest's.
             os.setsid()
-            self._pipe = ReportPipe(sending, self._awaited)
+            self._report_pipe = ReportPipe(sending, self._awaited)
             environ = payload_environment(self.spec, dict(os.environ))
             for name in set(os.environ) - set(environ):
                 del os.environ[name]
@@ -277,11 +278,15 @@ class Walk:
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
 
+    @property
+    def _pipe(self) -> ReportPipe:
+        # Not an assert: a suite's pytest_assertion_pass hook would see it.
+        return cast("ReportPipe", self._report_pipe)
+
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._pipe is not None
         self._pipe.send(message)
 
-    def child_made(self, report: pytest.TestReport) -> None:
+    def child_made(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
         """In the child: take a report that was just made; a phase's own is sent, others are logged later."""
         if not self.is_phase_report(report):
             return
@@ -296,6 +301,8 @@ class Walk:
                 "properties": transfer.properties_to_builtins(self.item.user_properties),
                 "failed_subtests": private.failed_subtests(self.item),
                 "junit": private.take_junit_records(self.item),
+                "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
+                "exception": None if call.excinfo is None else transfer.pack_exception(call.excinfo.value),
             }
         )
         if self._phase == "setup":
@@ -310,13 +317,17 @@ class Walk:
         if report is not self._phase_report:
             self._send({"logged": transfer.pack_report(self.item.config, report)})
 
+    def child_interacts(self) -> None:
+        """In the child: let the mirror log a failure before someone looks into it, maybe with a debugger."""
+        self._send({"interacts": True})
+        self._pipe.await_mirror()
+
     def child_debugs(self, entered: bool) -> None:
         """In the child: have the mirror stop the clock while someone looks around with a debugger."""
         self._send({"debugger": entered})
 
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
-        assert self._pipe is not None
         try:
             if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
                 # Out of the protocol before its teardown: what pytest does at the session's end.
@@ -391,6 +402,13 @@ class Walk:
             report.keywords = self._keywords
         self._keywords = report.keywords
         return report
+
+    @property
+    def echo(self) -> Echo:
+        """What a hook of a phase, called in this process, is beside that in the crate."""
+        if not self._mirroring or self.in_child:
+            return "no"
+        return "loud" if self._collapsed else "quiet"
 
     def is_phase(self, when: str) -> bool:
         """Whether the report to be made is a phase's own, not one made in the midst of it (a subtest's)."""
@@ -468,8 +486,7 @@ class Walk:
             return transfer.unpack_report(self.item.config, message["logged"]), None
         if "entered" in message:
             self._entered = True
-        if "debugger" in message:
-            self._stop_clock(message["debugger"] is True)
+        self._attend_to(message)
         if "stop" in message:
             self._stop(message["stop"])
         if "sandbox_error" in message:
@@ -486,7 +503,17 @@ class Walk:
         self._unpacked = report
         private.set_failed_subtests(self.item, message["failed_subtests"])
         private.add_junit_records(self.item, message["junit"])
+        private.give_values(self.item, transfer.unpack_values(message["values"]))
+        raised = message["exception"]
+        self.exception = None if raised is None else transfer.unpack_exception(raised)
         return None, cast("dict[str, Any]", message["report"])
+
+    def _attend_to(self, message: wire.Message) -> None:
+        """Do what the child waits for, or what can't wait."""
+        if "debugger" in message:
+            self._stop_clock(message["debugger"] is True)
+        if "interacts" in message:
+            os.write(self._step, b".")
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
         if stop["kind"] == "interrupt":
@@ -549,6 +576,8 @@ class Walk:
 
     def _take_rest(self) -> None:
         """Take what the child sends after its last report, until it leaves or its time is over."""
+        for message in self._messages:
+            self._attend_to(message)
         while self._channel >= 0:
             poll = select.poll()
             poll.register(self._channel, select.POLLIN)
@@ -559,9 +588,12 @@ class Walk:
             if not data:
                 break
             try:
-                self._messages.extend(self._frames.feed(data))
+                received = self._frames.feed(data)
             except wire.WireError as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+            for message in received:
+                self._attend_to(message)
+            self._messages.extend(received)
         for message in self._messages:
             if isinstance(message.get("coverage"), str):
                 coverage_data.give(message["coverage"])
@@ -602,8 +634,7 @@ class Walk:
 
         It fails in any case; it gets the time between two looks to fail by itself, and say where.
         """
-        assert self._sandbox is not None
-        if "pids" not in self._sandbox.watch().limits_since(self._seen):
+        if "pids" not in self._crate.watch().limits_since(self._seen):
             return
         if not self._forks_refused:
             self._forks_refused = True
@@ -612,11 +643,15 @@ class Walk:
         self._kill()
         raise CrateFailed(self._limit_message(exceeded))
 
+    @property
+    def _crate(self) -> Sandbox:
+        # Not an assert: a suite's pytest_assertion_pass hook would see it.
+        return cast("Sandbox", self._sandbox)
+
     def _kill(self) -> None:
         """Kill the crate, having asked its process where it is."""
-        assert self._sandbox is not None
         self.stacks = self._ask_for_stacks()
-        self._sandbox.kill()
+        self._crate.kill()
         self._wait_for_exit()
         self.end()
 
@@ -676,10 +711,9 @@ class Walk:
             return self.result.exit
         if self._body:
             while not _readable(self._pidfd, self._left()):
-                assert self._sandbox is not None
                 self._exceeded.append("timeout")
                 self._deadline = None
-                self._sandbox.kill()
+                self._crate.kill()
             try:
                 _, status = os.waitpid(self._body, 0)
                 self._exit = Exit.from_wait_status(status)
@@ -699,8 +733,7 @@ class Walk:
 
     def _exceeded_since(self, *, levels: bool = False) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
-        assert self._sandbox is not None
-        watched = self._sandbox.watch(levels=levels)
+        watched = self._crate.watch(levels=levels)
         found = list(watched.limits_since(self._seen))
         self._seen = watched
         self._exceeded += [limit for limit in found if limit not in self._exceeded]

@@ -80,8 +80,7 @@ class Engine:
         """
         with self._lock:
             self._start()
-            assert self._enforcement is not None
-            return self._enforcement
+            return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
         if self._channel is not None:
@@ -120,9 +119,8 @@ class Engine:
         return ours
 
     def _receive(self) -> tuple[wire.Message, list[int]]:
-        assert self._channel is not None
         try:
-            received = wire.receive(self._channel)
+            received = wire.receive(cast("socket.socket", self._channel))
         except (wire.WireError, ConnectionError) as error:
             received = None
             reason = str(error)

@@ -1,0 +1,150 @@
+"""Other plugins' hooks of a phase go along in pytest, quietly: they have done their work in the crate."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Literal
+
+import pluggy
+import pytest
+
+from pytest_crate.plugin import private
+
+Echo = Literal["no", "loud", "quiet"]
+"""What a hook's call in this process is: the only one; an echo of none, the crate being gone; an echo of one in a crate.
+
+A hook that goes along keeps in memory what it wants (which test of a class has failed). What it says, and what it makes
+of the phase, has been said and made in the crate. There it also had the fixtures' values, which are missing here: what it
+raises for want of them counts for nothing.
+"""
+
+_HOOKS = ("pytest_runtest_setup", "pytest_runtest_call", "pytest_runtest_teardown", "pytest_runtest_makereport")
+_OWN = ("_pytest.", "pytest_crate.")
+
+
+def install(config: pytest.Config, echo: Callable[[], Echo]) -> None:
+    """Have every hook of a phase that isn't pytest's or ours ask, whenever it is called, what its call is."""
+    quietly = functools.partial(_quietly, config, echo)
+    for name in _HOOKS:
+        for implementation in private.hook_implementations(config, name):
+            function: Any = implementation.function
+            if str(getattr(function, "__module__", "")).startswith(_OWN):
+                continue
+            if implementation.hookwrapper:
+                replacement = _old_wrapper(function, quietly, echo)
+            elif implementation.wrapper:
+                replacement = _wrapper(function, quietly, echo)
+            else:
+                replacement = _plain(function, quietly, echo)
+            private.replace_function(implementation, replacement)
+
+
+@contextlib.contextmanager
+def _quietly(config: pytest.Config, echo: Callable[[], Echo]) -> Iterator[None]:
+    __tracebackhide__ = True
+    mode = echo()
+    if mode == "no":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Exception, private.OutcomeException))
+        if mode == "quiet":
+            nowhere = io.StringIO()
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            stack.enter_context(private.terminal_written_to(config, nowhere))
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable()
+        yield
+
+
+Quietly = Callable[[], contextlib.AbstractContextManager[None]]
+Hook = Callable[..., Any]
+
+
+def _plain(function: Hook, quietly: Quietly, echo: Callable[[], Echo]) -> Hook:
+    @functools.wraps(function)
+    def call(*args: object, **options: object) -> object:
+        __tracebackhide__ = True
+        result = None
+        with quietly():
+            result = function(*args, **options)
+        return None if echo() == "quiet" else result
+
+    return call
+
+
+def _wrapper(function: Hook, quietly: Quietly, echo: Callable[[], Echo]) -> Hook:
+    @functools.wraps(function)
+    def call(*args: object, **options: object) -> Generator[None, Any, object]:
+        __tracebackhide__ = True
+        generator = function(*args, **options)
+        if echo() == "no":
+            try:
+                next(generator)
+            except StopIteration:
+                return None  # it never yields: pluggy says so
+        else:
+            with quietly():
+                next(generator)
+        resume: Callable[[], object]
+        try:
+            result = yield
+            resume = functools.partial(generator.send, result)
+        except BaseException as error:
+            if echo() != "no":
+                with quietly():
+                    generator.throw(error)
+                raise
+            resume = functools.partial(generator.throw, error)
+        mode = echo()
+        if mode == "no":
+            try:
+                resume()
+            except StopIteration as end:
+                return end.value
+            yield  # a second time: pluggy says so
+        with quietly():
+            try:
+                resume()
+            except StopIteration as end:
+                return end.value if mode == "loud" else result
+        return result
+
+    return call
+
+
+def _old_wrapper(function: Hook, quietly: Quietly, echo: Callable[[], Echo]) -> Hook:
+    @functools.wraps(function)
+    def call(*args: object, **options: object) -> Generator[None, Any, None]:
+        __tracebackhide__ = True
+        generator = function(*args, **options)
+        if echo() == "no":
+            try:
+                next(generator)
+            except StopIteration:
+                return  # it never yields: pluggy says so
+        else:
+            with quietly():
+                next(generator)
+        outcome = yield
+        if echo() == "no":
+            try:
+                generator.send(outcome)
+            except StopIteration:
+                return
+            yield  # a second time: pluggy says so
+        # It works on a copy: no failure of the crate's can be taken back.
+        seen = pluggy.Result.from_call(outcome.get_result)
+        with quietly():
+            generator.send(seen)
+        if echo() == "loud" and outcome.exception is None and seen.exception is None:
+            outcome.force_result(seen.get_result())
+
+    return call
