@@ -203,7 +203,7 @@ class Conductor:
 
     @contextmanager
     def _as_in_the_crate(self, walk: Walk | None, call: pytest.CallInfo[None]) -> Iterator[None]:
-        """In pytest: let other plugins see, while a report is made, with what exception the phase ended in the crate."""
+        """In pytest: let other plugins see, while a report is made, how the phase ended in the crate."""
         own = call.excinfo
         if walk is None or walk.echo == "no" or own is not None or not walk.is_phase(call.when):
             self._own_failure = own is not None

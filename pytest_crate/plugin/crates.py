@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,10 +99,17 @@ class Crates:
             project=self._project(),
             kept=kept,
             sockets=temporary.unix_sockets(kept),
-            writable=(self._basetemp,),
+            writable=tuple(self._writable()),
             libraries=self._libraries or {},
         )
         return rootfs.plan_root(spec, view, rootfs=rootfs_path)
+
+    def _writable(self) -> Iterator[str]:
+        yield self._basetemp
+        # Made again if a test has removed it.
+        cache = private.cache_directory(self.config)
+        if cache is not None:
+            yield os.path.realpath(cache)
 
     def _project(self) -> tuple[str, ...]:
         if self._interpreter[0] != len(sys.modules):

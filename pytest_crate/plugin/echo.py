@@ -16,11 +16,11 @@ import pytest
 from pytest_crate.plugin import private
 
 Echo = Literal["no", "loud", "quiet"]
-"""What a hook's call in this process is: the only one; an echo of none, the crate being gone; an echo of one in a crate.
+"""What a hook's call in this process is: the only one; one beside a crate that is lost; an echo of one in a crate.
 
-A hook that goes along keeps in memory what it wants (which test of a class has failed). What it says, and what it makes
-of the phase, has been said and made in the crate. There it also had the fixtures' values, which are missing here: what it
-raises for want of them counts for nothing.
+A hook that goes along keeps in memory what it wants (which test of a class has failed). What it says, and what it
+makes of the phase, has been said and made in the crate. There it also had the fixtures' values, which are missing
+here: what it raises for want of them counts for nothing.
 """
 
 _HOOKS = ("pytest_runtest_setup", "pytest_runtest_call", "pytest_runtest_teardown", "pytest_runtest_makereport")

@@ -8,6 +8,8 @@ from typing import Any, TextIO, cast
 
 import pluggy
 import pytest
+from _pytest.compat import NOTSET
+from _pytest.fixtures import SubRequest
 from _pytest.junitxml import xml_key
 from _pytest.outcomes import Failed, OutcomeException
 
@@ -16,6 +18,7 @@ __all__ = [
     "OutcomeException",
     "add_junit_records",
     "basetemp",
+    "cache_directory",
     "call_just_before_runner",
     "capture_suspended",
     "captured_in",
@@ -27,6 +30,7 @@ __all__ = [
     "hook_implementations",
     "is_driven_by",
     "keep_only",
+    "own_wider_finalizers",
     "replace_function",
     "set_failed_subtests",
     "set_up_wider_fixtures",
@@ -52,11 +56,35 @@ def set_up_wider_fixtures(item: pytest.Item) -> None:
     information = getattr(item, "_fixtureinfo", None)
     if request is None or information is None:
         return  # an item of another plugin, without fixtures
-    for name in list(getattr(item, "fixturenames", ())):
-        definitions = information.name2fixturedefs.get(name)
-        if definitions and definitions[-1].scope != "function":
-            # As the item's own set-up does it: hooks that run in pytest find the value there, too.
-            give_values(item, {name: request.getfixturevalue(name)})
+    names = list(getattr(item, "fixturenames", ()))
+    definitions = {name: information.name2fixturedefs.get(name) for name in names}
+    wider = [name for name in names if definitions[name] and definitions[name][-1].scope != "function"]
+    for name in wider:
+        # As the item's own set-up does it: hooks that run in pytest find the value there, too.
+        give_values(item, {name: request.getfixturevalue(name)})
+    for name in names:
+        if name not in wider and len(definitions[name] or ()) > 1:
+            _set_up_overridden(request, name, definitions)
+
+
+def _set_up_overridden(request: Any, name: str, definitions: Mapping[str, Any]) -> None:
+    """Set up the wider fixture that a function's fixture of the same name overrides, and asks for."""
+    __tracebackhide__ = True
+    # As FixtureRequest._get_active_fixturedef counts: how many of that name are asking already.
+    depth = sum(above.fixturename == name for above in request._iter_chain())
+    found = definitions.get(name) or ()
+    if depth >= len(found):
+        return
+    definition = found[-1 - depth]
+    if definition.scope != "function":
+        if depth:
+            request.getfixturevalue(name)
+            # It is known now by the name that is the overriding fixture's, which is yet to be set up.
+            del request._fixture_defs[name]
+        return
+    asking = SubRequest(request, definition._scope, NOTSET, 0, definition, _ispytest=True)
+    for needed in definition.argnames:
+        _set_up_overridden(asking, needed, definitions)
 
 
 def finalizers(item: pytest.Item) -> list[Callable[[], object]]:
@@ -77,6 +105,21 @@ def drop_wider_finalizers(item: pytest.Item) -> None:
     for node, (pending, _) in item.session._setupstate.stack.items():
         if node is not item:
             pending.clear()
+
+
+def own_wider_finalizers(item: pytest.Item) -> None:
+    """In a forked child, before the tear-down: have the item tear down the wider fixtures that were set up in here.
+
+    Last, the nearest first, as at the end of a run: nobody else will.
+    """
+    stack = item.session._setupstate.stack
+    own: list[Callable[[], object]] = []
+    for node, (pending, _) in stack.items():
+        if node is not item:
+            own += pending
+            pending.clear()
+    if item in stack:
+        finalizers(item)[:0] = own
 
 
 def tear_down_all(item: pytest.Item) -> None:
@@ -211,6 +254,18 @@ def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:
     before = bool(config.getoption("setupshow", False))
     config.option.setupshow = shown
     return before
+
+
+def cache_directory(config: pytest.Config) -> str | None:
+    """Return the directory that ``config.cache`` keeps its values in, made if it is not there yet."""
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        return None  # -p no:cacheprovider
+    try:
+        cache._ensure_cache_dir_and_supporting_files()
+    except OSError:
+        return None  # pytest warns of it when it has something to keep
+    return str(cache._cachedir)
 
 
 def basetemp(config: pytest.Config) -> str:

@@ -157,6 +157,8 @@ class Walk:
             return  # there is no child yet
         if self.in_child:
             private.show_fixtures(self.item.config, shown=self._shows_fixtures)
+            if phase == "teardown":
+                private.own_wider_finalizers(self.item)
             self._pipe.await_mirror()
         elif self._step >= 0:
             os.write(self._step, b".")

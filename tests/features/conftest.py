@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
-from tests.functional.conftest import both_ways as both_ways
-from tests.functional.conftest import run_inner as run_inner
+from tests.functional.conftest import both_ways, run_inner
+
+__all__ = ["both_ways", "run_inner"]

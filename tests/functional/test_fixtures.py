@@ -66,21 +66,6 @@ def test_tmp_path_is_kept_on_the_host(pytester: pytest.Pytester, run_inner: RunI
     assert (base / "test_fails0" / "file").read_text() == "two"
 
 
-def test_cache_written_inside_is_the_crates_own(pytester: pytest.Pytester, run_inner: RunInner) -> None:
-    """config.cache can be read and written in a body; the project's files are as before afterwards."""
-    pytester.makepyfile(
-        """
-        import pathlib
-        def test_writes(request):
-            request.config.cache.set("a/b", 1); assert request.config.cache.get("a/b", 0) == 1
-            pathlib.Path("made").write_text("x")
-        def test_reads(request): assert not pathlib.Path("made").exists()
-        """
-    )
-    assert run_inner("--crate-all").outcomes() == {"passed": 2}
-    assert not (pytester.path / "made").exists()
-
-
 def test_what_the_project_gets_during_the_run(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A file that a session fixture writes into the project, and a module imported late, are seen by later bodies."""
     pytester.makepyfile(

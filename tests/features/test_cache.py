@@ -1,0 +1,54 @@
+"""``config.cache`` written in a crate, by a body or a fixture, is there in later runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.functional.conftest import BothWays, RunInner
+
+
+def test_cache_survives(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """Values and directories of the cache, written in a body, a fixture or outside, are read by the next run."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="session")
+        def wide(pytestconfig):
+            yield pytestconfig.cache.get("own/wide", None)
+            pytestconfig.cache.set("own/wide", "outside")
+        @pytest.fixture
+        def inner(cache):
+            yield cache.get("own/inner", None)
+            cache.set("own/inner", {"in": ["tear-down"]})
+        def test_writes(request, wide, inner):
+            directory = request.config.cache.mkdir("own-dir")
+            print(wide, inner, request.config.cache.get("own/body", None), [p.name for p in directory.iterdir()])
+            (directory / "kept").write_text("x")
+            request.config.cache.set("own/body", 7)
+        def test_sees_it(cache): assert cache.get("own/body", None) == 7
+        """
+    )
+    assert both_ways("-rP").of("test_writes")["sections"] == [["Captured stdout call", "None None None []\n"]]
+    again = both_ways("-rP").of("test_writes")["sections"]
+    assert again == [["Captured stdout call", "outside {'in': ['tear-down']} 7 ['kept']\n"]]
+    cleared = both_ways("-rP", "--cache-clear").of("test_writes")["sections"]
+    assert cleared == [["Captured stdout call", "None None None []\n"]]
+
+
+def test_nothing_else_of_the_project_is_written(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The cache's directory is made beside the tests, as always, and is all that a body can write there."""
+    pytester.makepyfile(
+        """
+        import pathlib, shutil
+        def test_writes(cache): cache.set("a/b", 1); pathlib.Path("made").write_text("x")
+        def test_removes(cache, request):
+            shutil.rmtree(".pytest_cache", ignore_errors=True); assert cache.get("a/b", 0) == 0
+        def test_writes_again(cache): cache.set("a/c", 2)
+        """
+    )
+    assert run_inner("--crate-all", "-ocache_dir=.pytest_cache").outcomes() == {"passed": 3}
+    assert not (pytester.path / "made").exists()
+    assert json.loads((pytester.path / ".pytest_cache" / "v" / "a" / "c").read_text()) == 2
+    assert run_inner("--crate-all", "-p", "no:cacheprovider", "-k", "none").ret == pytest.ExitCode.NO_TESTS_COLLECTED
