@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO, cast
@@ -9,6 +10,7 @@ from typing import Any, TextIO, cast
 import pluggy
 import pytest
 from _pytest.compat import NOTSET
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
 from _pytest.junitxml import xml_key
 from _pytest.outcomes import Failed, OutcomeException
@@ -23,6 +25,7 @@ __all__ = [
     "capture_suspended",
     "captured_in",
     "drop_wider_finalizers",
+    "dump_stacks_in_time",
     "failed_subtests",
     "finalizers",
     "forget_teardown",
@@ -266,6 +269,23 @@ def cache_directory(config: pytest.Config) -> str | None:
     except OSError:
         return None  # pytest warns of it when it has something to keep
     return str(cache._cachedir)
+
+
+def dump_stacks_in_time(config: pytest.Config, *, here: bool) -> None:
+    """Have ``faulthandler_timeout`` dump this process's stacks, from now on, or not."""
+    if fault_handler_stderr_fd_key not in config.stash:
+        return  # -p no:faulthandler
+    timeout = float(config.getini("faulthandler_timeout") or 0)
+    if timeout <= 0:
+        return
+    if not here:
+        faulthandler.cancel_dump_traceback_later()
+        return
+    try:
+        leave = bool(config.getini("faulthandler_exit_on_timeout"))
+    except (KeyError, ValueError):
+        leave = False  # an older pytest
+    faulthandler.dump_traceback_later(timeout, exit=leave, file=config.stash[fault_handler_stderr_fd_key])
 
 
 def basetemp(config: pytest.Config) -> str:

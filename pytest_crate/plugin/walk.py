@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import coverage_data, private, threads, transfer
+from pytest_crate.plugin import coverage_data, keyboard, private, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
@@ -129,6 +129,7 @@ class Walk:
         self._interrupted = False
         self._deadline: float | None = None
         self._paused: float | None = None
+        self._lent: keyboard.Lent | None = None
         self._entered = False
         self._exit = Exit()
         # the child's
@@ -194,6 +195,9 @@ class Walk:
         self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
         _flush(self.item.config)
+        # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
+        # its thread (faulthandler.c).
+        private.dump_stacks_in_time(self.item.config, here=False)
         # Objects alive now are never collected in the child: a collection would touch, and so copy,
         # every page that holds one (gc.freeze, Python 3.7).
         gc.freeze()
@@ -275,6 +279,7 @@ class Walk:
             _die(sending, error)
         if self.item.config.pluginmanager.hasplugin("warnings"):
             warnings.showwarning = self._warnings
+        private.dump_stacks_in_time(self.item.config, here=True)
         private.drop_wider_finalizers(self.item)
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
@@ -325,8 +330,9 @@ class Walk:
         self._pipe.await_mirror()
 
     def child_debugs(self, entered: bool) -> None:
-        """In the child: have the mirror stop the clock while someone looks around with a debugger."""
+        """In the child: have the mirror stop the clock, and lend the terminal, while someone has a debugger."""
         self._send({"debugger": entered})
+        self._pipe.await_mirror()
 
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
@@ -514,8 +520,16 @@ class Walk:
         """Do what the child waits for, or what can't wait."""
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
-        if "interacts" in message:
+            self._take_terminal_back()
+            if message["debugger"] is True:
+                self._lent = keyboard.Lent(self._pidfd)
+        if "debugger" in message or "interacts" in message:
             os.write(self._step, b".")
+
+    def _take_terminal_back(self) -> None:
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            lent.take_back()
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
         if stop["kind"] == "interrupt":
@@ -764,6 +778,7 @@ class Walk:
                 exit=self._exit,
             )
         finally:
+            self._take_terminal_back()
             for descriptor in (self._channel, self._step, self._awaited, self._stacks_fd, self._pidfd):
                 _close(descriptor)
             self._channel = self._step = self._awaited = self._stacks_fd = self._pidfd = -1
