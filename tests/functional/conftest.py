@@ -100,8 +100,10 @@ class InnerRun:
         lines: list[str] = []
         in_table = False
         for line in without_varying(self.text).splitlines():
-            if line.startswith(("===", "!!!", "---")):
-                in_table = line.strip("=") == " crates "
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+            # With -q no rule ends the table: its total does.
+            if plain.startswith(("===", "!!!", "---")) or re.match(r"\d+ (passed|failed)\b", plain):
+                in_table = plain.strip("=") == " crates "
             if not in_table and not line.startswith(("crate: ", "cachedir: ")) and "- generated xml file: " not in line:
                 # The width of a rule depends on the time or the path in it.
                 lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", line))

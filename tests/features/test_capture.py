@@ -1,0 +1,78 @@
+"""What tests print is captured, shown and handed to fixtures as without crates."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import BothWays
+
+
+@pytest.mark.parametrize("mode", ["fd", "sys", "tee-sys", "no"])
+def test_modes(pytester: pytest.Pytester, both_ways: BothWays, mode: str) -> None:
+    """Under each mode, what Python, descriptors and child processes write goes where it goes in a plain run."""
+    pytester.makepyfile(
+        """
+        import os, subprocess, sys, pytest
+        @pytest.fixture
+        def speaks():
+            print("fixture up"); os.write(1, b"fd up\\n")
+            yield
+            print("fixture down", file=sys.stderr); os.write(2, b"fd down\\n")
+        def test_all(speaks):
+            print("python out", flush=True); print("python err", file=sys.stderr, flush=True)
+            os.write(1, b"fd out\\n"); os.write(2, b"fd err\\n")
+            subprocess.run(["sh", "-c", "echo child out; echo child err >&2"])
+        def test_fails(speaks): print("before"); assert 0
+        def test_half_a_line(): sys.stdout.write("no newline")
+        def test_bytes(capfd): os.write(1, b"\\xff\\xfe\\n")
+        def test_unflushed(): sys.stdout.write("late"); sys.stderr.write("late too")
+        """
+    )
+    both_ways("-rA", f"--capture={mode}")
+
+
+def test_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """capsys, capfd, their binary and teeing kin: what was said in a fixture, in between, and when disabled."""
+    pytester.makepyfile(
+        """
+        import os, sys, pytest
+        KINDS = ["capsys", "capfd", "capsysbinary", "capfdbinary", "capteesys"]
+        @pytest.fixture(params=KINDS)
+        def cap(request): return request.getfixturevalue(request.param)
+        @pytest.fixture
+        def speaks(cap): print("up"); yield; print("down"); print("down too", file=sys.stderr)
+        def test_reads(cap, speaks, request):
+            print("out"); print("err", file=sys.stderr)
+            out, err = cap.readouterr()
+            if isinstance(out, bytes): out, err = out.decode(), err.decode()
+            assert (out, err) == ("up\\nout\\n", "err\\n")
+            with cap.disabled(): print("shown", request.node.name, flush=True)
+            print("left over")
+        def test_fails(cap, speaks): print("in the report"); assert 0
+        def test_two(capsys, request):
+            with pytest.raises(Exception, match="cannot use|same time"): request.getfixturevalue("capfd")
+        """
+    )
+    run = both_ways("-rA", "-v")
+    assert run.outcomes() == {"passed": 6, "failed": 5}
+    assert run.text.count("shown test_reads") == 5
+
+
+@pytest.mark.parametrize("mode", ["fd", "sys", "no"])
+def test_standard_input(pytester: pytest.Pytester, both_ways: BothWays, mode: str) -> None:
+    """Reading standard input raises the same error in the same words; without capture it is at its end."""
+    pytester.makepyfile(
+        """
+        import sys, pytest
+        def test_input(): input()
+        def test_read(): sys.stdin.read()
+        def test_buffer(): sys.stdin.buffer.read(1)
+        def test_replaced(monkeypatch):
+            import io
+            monkeypatch.setattr("sys.stdin", io.StringIO("typed")); assert input() == "typed"
+        """
+    )
+    run = both_ways("-v", f"--capture={mode}")
+    assert run.of("test_replaced")["outcome"] == "passed"
+    if mode != "no":
+        assert "reading from stdin while output is captured" in run.of("test_input")["longrepr"]

@@ -1,0 +1,84 @@
+"""Warnings of crates: where they are shown, and what they may become."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.functional.conftest import BothWays
+
+WARNS = """
+import gc, threading, warnings, pytest
+warnings.warn("at collection")
+class Bad:
+    def __del__(self): raise ValueError("in del")
+@pytest.fixture(scope="module")
+def wide(): warnings.warn("wide up"); yield; warnings.warn("wide down")
+@pytest.fixture
+def inner(): warnings.warn("inner up"); yield; warnings.warn("inner down")
+def test_body(wide, inner): warnings.warn("body"); warnings.warn("body", DeprecationWarning)
+def test_unraisable(): Bad()
+def test_thread():
+    thread = threading.Thread(target=lambda: 1 / 0, name="worker"); thread.start(); thread.join()
+def test_resource(tmp_path): open(tmp_path / "file", "w")
+@pytest.mark.filterwarnings("error:marked")
+def test_marked(): warnings.warn("marked error")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_ignored(): warnings.warn("never seen")
+@pytest.mark.parametrize("n", [1, 2])
+def test_many(n): warnings.warn("from many")
+def test_returns(): return 1
+"""
+
+
+RAISED = "pytest.PytestUnraisableExceptionWarning", "pytest.PytestUnhandledThreadExceptionWarning"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-v",
+        "--tb=line -W error::{} -W error::{}".format(*RAISED),
+        "-W ignore:body -rw",
+        "-W error::DeprecationWarning --disable-warnings",
+    ],
+)
+def test_summary_and_errors(pytester: pytest.Pytester, both_ways: BothWays, options: str) -> None:
+    """The summary names the tests; a filter ignores a warning or makes it the failure of the same phase."""
+    pytester.makepyfile(WARNS)
+    run = both_ways(*options.split())
+    if options == "-v":
+        for words in ("test_unraisable", "PytestUnraisableExceptionWarning", "PytestUnhandledThreadExceptionWarning"):
+            assert words in run.text
+        assert run.of("test_marked")["outcome"] == "failed"
+
+
+def test_recorders(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """recwarn, pytest.warns, pytest.deprecated_call and warnings.catch_warnings have what was warned inside."""
+    pytester.makepyfile(
+        """
+        import warnings, pytest
+        def test_recwarn(recwarn):
+            warnings.warn("one"); warnings.warn("two", DeprecationWarning)
+            assert [str(w.message) for w in recwarn] == ["one", "two"]
+            assert recwarn.pop(DeprecationWarning).lineno == 3
+        def test_warns():
+            with pytest.warns(UserWarning, match="ye.") as record: warnings.warn("yes")
+            assert len(record) == 1
+        def test_warns_not():
+            with pytest.warns(UserWarning): pass
+        def test_other_is_raised_again():
+            with pytest.warns(UserWarning, match="right"):
+                warnings.warn("right"); warnings.warn("left")
+        def test_deprecated():
+            with pytest.deprecated_call(): warnings.warn("old", DeprecationWarning)
+        def test_catch():
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always"); warnings.warn("caught")
+            assert len(caught) == 1
+        def test_no_warnings():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error"); warnings.warn("raised")
+        """
+    )
+    run = both_ways("-v")
+    assert run.outcomes() == {"passed": 5, "failed": 2, "warnings": 1}
