@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -53,3 +54,55 @@ def test_every_ceiling_is_documented(key):
 def test_every_usage_field_is_documented(field):
     """The usage page names every field."""
     assert f"`{field}`" in PAGES["usage.md"]
+
+
+def _claims(text: str) -> list[tuple[str, list[str]]]:
+    """Return what a page claims: each text that is not a heading, and the tests that its ``% test:`` comments name."""
+    claims: list[tuple[str, list[str]]] = []
+    open_ = False
+    for line in text.splitlines():
+        words = line.strip()
+        if words.startswith("% test: "):
+            assert claims, f"a test of nothing: {words}"
+            claims[-1][1].append(words.removeprefix("% test: "))
+            open_ = False
+        elif not words or words.startswith("#"):
+            open_ = False
+        elif open_ and not words.startswith("- "):
+            claims[-1] = (f"{claims[-1][0]} {words}", [])
+        else:
+            claims.append((words.removeprefix("- "), []))
+            open_ = True
+    return claims
+
+
+CLAIMS = _claims(PAGES["pytest-inside.md"])
+
+
+def test_every_sentence_has_a_test():
+    """The page on pytest's behaviour has single sentences, each followed by the tests that show it to be true."""
+    assert len(CLAIMS) > 50
+    assert [text for text, tests in CLAIMS if not tests] == []
+    assert [text for text, _ in CLAIMS if not text.endswith(".") or re.search(r"[.!?] +[^a-z]", text)] == []
+
+
+@pytest.mark.parametrize("named", sorted({test for _, tests in CLAIMS for test in tests}))
+def test_every_test_named_exists(named):
+    """A test that the page names is there, by this name."""
+    path, _, name = named.partition("::")
+    functions = [node for node in ast.parse((DOCS.parent / path).read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert name.startswith("test_")
+    assert name in [function.name for function in functions]
+
+
+def test_a_sentence_without_a_test_is_found():
+    """The page is taken apart line by line: a sentence in between is none of its neighbours'."""
+    page = (
+        "# Title\n\n- One\n  more.\n  % test: a::b\n  % test: c::d\n- Two.\nThree.\n\nFour.\n- Five.\n  % test: e::f\n"
+    )
+    assert _claims(page) == [
+        ("One more.", ["a::b", "c::d"]),
+        ("Two. Three.", []),
+        ("Four.", []),
+        ("Five.", ["e::f"]),
+    ]
