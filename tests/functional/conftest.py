@@ -6,65 +6,18 @@ import dataclasses
 import difflib
 import json
 import re
-import xml.etree.ElementTree as ET
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from tests.comparing import read_junit, without_varying
+
 INNER_TIMEOUT_SECONDS = 120
 
-# A plugin of the inner run: keeps every report as the other plugins see it, in the process with the terminal.
-_RECORDER = """
-import json, os, pytest
-
-_kept = []
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report):
-    _kept.append({
-        "nodeid": report.nodeid,
-        "when": report.when,
-        "outcome": report.outcome,
-        "wasxfail": getattr(report, "wasxfail", None),
-        "longrepr": report.longreprtext,
-        "sections": [list(section) for section in report.sections],
-        "properties": [
-            [name, str(value)] for name, value in report.user_properties if not name.startswith("crate.")
-        ],
-        "location": list(report.location),
-        "keywords": sorted(report.keywords),
-        "kind": type(report).__name__,
-        "crates": [crate["name"] for crate in getattr(report, "crate", {"crates": []})["crates"]],
-        "uncrated": getattr(report, "crate", {"uncrated": None})["uncrated"],
-        "pid": os.getpid(),
-    })
-
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
-        with open(os.environ["RECORDED"], "w") as file:
-            json.dump(_kept, file)
-"""
-
-_VARYING = (
-    (re.compile(r"0x[0-9a-f]{6,}"), "0xADDRESS"),
-    (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
-    (re.compile(r"\(cache from \S+ ago"), "(cache from TIME ago"),
-    (re.compile(r"runpytest-\d+"), "runpytest-N"),
-    # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.
-    (re.compile(r"(\+ Exception Group Traceback .*?:)(?:(?:\\n|\n) *\|  (?:(?!\\n|\n).)*)+"), "\\1"),
-    # On a live log the terminal's progress is at an edge that pytest reckons from what it wrote itself.
-    (re.compile(r" +\[ *(\d+%\])"), r" [\1"),
-    (re.compile(r"\b(plain|crated)\.(xml|json|cache)\b"), "WAY.\\2"),
-)
-
-
-def without_varying(text: str) -> str:
-    """Return text with what differs between any two runs (addresses, times, numbered directories) made equal."""
-    for pattern, replacement in _VARYING:
-        text = pattern.sub(replacement, text)
-    return text
+RECORDER = Path(__file__).parent.parent / "recorder.py"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +82,7 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
     # In a CI job, which pytest takes these for, the short summary holds whole messages.
     for name in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "crate_recorder.py").write_text(_RECORDER)
+    shutil.copy(RECORDER, tmp_path / "crate_recorder.py")
 
     def run(*args: str, way: str = "plain", env: dict[str, str] | None = None) -> InnerRun:
         recorded, junit = tmp_path / f"{way}.json", tmp_path / f"{way}.xml"
@@ -150,28 +103,10 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
                 *args,
                 timeout=INNER_TIMEOUT_SECONDS,
             )
-        reports = json.loads(recorded.read_text()) if recorded.exists() else []
-        return InnerRun(result=result, reports=reports, junit=_junit(junit) if junit.exists() else [])
+        reports = json.loads(recorded.read_text())["reports"] if recorded.exists() else []
+        return InnerRun(result=result, reports=reports, junit=read_junit(junit) if junit.exists() else [])
 
     return run
-
-
-def _junit(path: Path) -> list[Any]:
-    """Return the suite's own properties and its test cases as plain data, without times and crates' properties."""
-    tree = ET.parse(path)
-    for holder in tree.findall(".//properties/.."):
-        (properties,) = holder.findall("properties")
-        for each in [each for each in properties if each.attrib["name"].startswith("crate.")]:
-            properties.remove(each)
-        if not len(properties):
-            holder.remove(properties)
-    return [_element(element) for element in (*tree.findall("./testsuite/properties"), *tree.iter("testcase"))]
-
-
-def _element(element: ET.Element) -> Any:
-    attributes = {name: without_varying(value) for name, value in element.attrib.items() if name != "time"}
-    text = without_varying((element.text or "").strip())
-    return [element.tag, attributes, text, [_element(each) for each in element]]
 
 
 BothWays = Callable[..., InnerRun]
