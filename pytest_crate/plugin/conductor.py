@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_crate.errors import CrateError, HostError
-from pytest_crate.plugin import echo, private, specs
+from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
 from pytest_crate.report.failure import failure_section
@@ -193,10 +193,13 @@ class Conductor:
             report = yield
         if walk is not None:
             if walk.in_child:
+                if report.failed and call.excinfo is not None:
+                    setattr(report, reach.ATTRIBUTE, reach.found(call.excinfo.value, walk.spec))
                 walk.child_made(report, call)
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
+                reach.tell(report, self.crates.hides)
         if report.when == "teardown" and specs.SPEC in item.stash:
             self._attach(item, walk, report)
         return report
@@ -263,6 +266,8 @@ class Conductor:
         walk = self._walk_of_child()
         if walk is not None:
             walk.child_logs(report)
+        else:  # a subtest's, from a child
+            reach.tell(report, self.crates.hides)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_exception_interact(self) -> None:

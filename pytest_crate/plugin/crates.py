@@ -82,19 +82,28 @@ class Crates:
 
     def plan(self, spec: CrateSpec) -> list[mounts.Operation]:
         """Return the mount operations of a spec's root."""
-        rootless = self._engine.enforcement.rootless
+        rootfs_path = None if spec.image is None else self._open_image(spec.image)
+        if rootfs_path is not None and self._libraries is None:
+            self._libraries = host_view.load_interpreter_libraries()
+        return rootfs.plan_root(spec, self._view(), rootfs=rootfs_path)
+
+    def hides(self, path: str) -> bool:
+        """Return whether crates on the host's root hide a path of the host's: a home's, a temporary directory's."""
+        view = self._view()
+        shown = (*view.project, *view.kept, *view.writable)
+        place = os.path.realpath(path)
+        return rootfs.is_covered(place, view) and not any(rootfs.is_at_or_below(place, each) for each in shown)
+
+    def _view(self) -> rootfs.HostView:
         # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
         own = (self._basetemp, _numbered_directories(self._basetemp))
         kept = tuple(
             path for path in self._entries.kept() if not any(rootfs.is_at_or_below(path, place) for place in own)
         )
-        rootfs_path = None if spec.image is None else self._open_image(spec.image)
-        if rootfs_path is not None and self._libraries is None:
-            self._libraries = host_view.load_interpreter_libraries()
-        view = rootfs.HostView(
+        return rootfs.HostView(
             # Read each time: a wider fixture may have mounted something.
             mounts=host_view.read_mounts(),
-            rootless=rootless,
+            rootless=self._engine.enforcement.rootless,
             homes=host_view.home_directories(os.environ),
             project=self._project(),
             kept=kept,
@@ -102,7 +111,6 @@ class Crates:
             writable=tuple(self._writable()),
             libraries=self._libraries or {},
         )
-        return rootfs.plan_root(spec, view, rootfs=rootfs_path)
 
     def _writable(self) -> Iterator[str]:
         yield self._basetemp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 
 from pytest_crate.report import terminal_text, units
 from pytest_crate.report.confinement import loosened
@@ -54,6 +55,26 @@ def failure_section(
         lines += _stacks(stacks, "at the timeout" if "timeout" in crate.exceeded else "at the end")
     # A body needs no name: it is the test.
     return ("Crate" if crate.name == "body" else f"Crate {crate.name}"), "\n".join(lines)
+
+
+def notes_section(notes: Iterable[str]) -> tuple[str, str]:
+    """Return title and text of the section of a failed test whose crate has nothing but these lines to say."""
+    return "Crate", "\n".join(map(terminal_text.harmless, notes))
+
+
+def no_network() -> str:
+    """Return the line of a failure that comes from a network which isn't there."""
+    return "this crate has no network; network='host' opens it"
+
+
+def other_loopback(port: int) -> str:
+    """Return the line of a failure that comes from a server of the host's, which a crate's own loopback has not."""
+    return f"port {port} is open on the host; this crate has a network of its own; network='host' opens the host's"
+
+
+def hidden_path(path: str) -> str:
+    """Return the line of a failure that comes from a host's file which crates don't see."""
+    return f"{path} is there on the host, and hidden in this crate; mounts={[path]!r} opens it"
 
 
 def _of(used: str, limit: str | int | None) -> str:

@@ -146,11 +146,20 @@ def _mounts(spec: CrateSpec) -> Iterator[Operation]:
         yield Bind(target=mount.target, source=mount.source, writable=mount.writable, recursive=True)
 
 
+def is_covered(path: str, view: HostView) -> bool:
+    """Return whether a path of the host's lies where a crate on the host's root has a private directory."""
+    return any(is_below(path, cover) for cover in (*_covers(view), "/dev/shm"))
+
+
+def _covers(view: HostView) -> dict[str, int]:
+    return {**temporary_directories(), **dict.fromkeys(view.homes, 0o755)}
+
+
 # -- the host's root -----------------------------------------------------------------------------
 
 
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
-    covers = {**temporary_directories(), **dict.fromkeys(view.homes, 0o755)}
+    covers = _covers(view)
     kept, links = _kept(view)
     revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
     yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
