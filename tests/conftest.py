@@ -19,6 +19,8 @@ import pytest
 from pytest_crate.kernel import cgroup, libc
 
 pytest_plugins = ["pytester"]
+# Other people's suites are a run of their own: tox -e parity, tox -e parity-short.
+collect_ignore = ["parity"]
 
 NOBODY = 65534
 
@@ -223,12 +225,18 @@ def alpine_image(needs: Callable[..., None]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian_image(needs: Callable[..., None], pytestconfig: pytest.Config) -> Path:
+def tests_cache(pytestconfig: pytest.Config) -> Path:
+    """A directory in the user's cache for what is made once per machine."""
+    cache = pytestconfig.stash[_CACHE]
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def debian_image(needs: Callable[..., None], tests_cache: Path) -> Path:
     """A real Debian root filesystem, made by mmdebstrap once per machine and kept in the user's cache."""
     suite, variant = "bookworm", "minbase"
-    cache = pytestconfig.stash[_CACHE]
-    image = cache / f"debian-{suite}-{variant}.tar"
-    cache.mkdir(parents=True, exist_ok=True)
+    image = tests_cache / f"debian-{suite}-{variant}.tar"
     with filelock.FileLock(f"{image}.lock"):
         if not image.exists():
             needs("mmdebstrap")
