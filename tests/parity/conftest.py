@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def cache(tests_cache: Path) -> Path:
 
 
 @pytest.fixture
-def compare(wheel: Path, cache: Path, pytestconfig: pytest.Config):  # type: ignore[no-untyped-def]
+def compare(wheel: Path, cache: Path, pytestconfig: pytest.Config) -> Callable[[Suite], Verdict]:
     """Run a suite plain and in crates, in one process and on two workers, and compare."""
 
     def run(suite: Suite) -> Verdict:

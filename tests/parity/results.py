@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import filelock
 
 from tests.parity.suites import SUITES, Suite
 from tests.parity.verdict import Verdict, reasons
@@ -48,7 +51,9 @@ def read(path: Path) -> dict[str, str]:
 
 def update(path: Path, verdicts: Mapping[str, Verdict]) -> None:
     """Write the rows of the suites that were run; those of the other suites of the table stay."""
-    rows = read(path)
-    rows |= {suite.name: row(suite, verdicts[suite.name]) for suite in SUITES if suite.name in verdicts}
-    kept = [rows[suite.name] for suite in SUITES if suite.name in rows]
-    path.write_text("\n".join([*_HEAD, *kept, ""]))
+    # One run may be at one half of the suites, and another at the other.
+    with filelock.FileLock(f"{tempfile.gettempdir()}/pytest-crate-{path.name}.lock"):
+        rows = read(path)
+        rows |= {suite.name: row(suite, verdicts[suite.name]) for suite in SUITES if suite.name in verdicts}
+        kept = [rows[suite.name] for suite in SUITES if suite.name in rows]
+        path.write_text("\n".join([*_HEAD, *kept, ""]))

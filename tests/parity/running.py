@@ -170,7 +170,8 @@ class Workplace:
         environ |= {"RECORDED": str(recorded), "COLUMNS": "100", **self.suite.env, **(env or {})}
         returncode, output = _run(command, self.source, RUN_SECONDS, environ)
         (self.directory / f"{name}.log").write_text(output)
-        if not recorded.exists() or not junit.exists():
+        # Passed or failed; not interrupted, nor without a test.
+        if returncode not in (0, 1) or not recorded.exists() or not junit.exists():
             raise SuiteError(f"{self.suite.name}, {name}: pytest ended with {returncode}\n{output[-6000:]}")
         data = json.loads(recorded.read_text())
         return Run(

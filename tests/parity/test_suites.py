@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -14,12 +14,8 @@ from tests.parity.verdict import Verdict, describe
 RESULTS = Path(__file__).parents[2] / "docs" / "parity-results.md"
 
 
-class Compare(Protocol):
-    def __call__(self, suite: Suite) -> Verdict: ...
-
-
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
-def test_suite(suite: Suite, compare: Compare) -> None:
+def test_suite(suite: Suite, compare: Callable[[Suite], Verdict]) -> None:
     """No test of the suite differs, plain to crated, without a reason; and they do ride in crates."""
     verdict = compare(suite)
     print(describe(suite, verdict))
