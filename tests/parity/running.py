@@ -151,7 +151,7 @@ class Workplace:
     def _pip(self, python: str, *args: str) -> None:
         _call([python, "-m", "pip", "--disable-pip-version-check", *args], self.directory, INSTALL_SECONDS)
 
-    def run(self, name: str, *args: str, env: Mapping[str, str] | None = None) -> Run:
+    def run(self, name: str, *args: str) -> Run:
         """Run the suite's tests on a source laid anew; ``args`` say which way."""
         self.unpack()
         recorded, junit = (self.directory / f"{name}.{kind}" for kind in ("json", "xml"))
@@ -167,7 +167,7 @@ class Workplace:
             for name, value in os.environ.items()
             if name not in _NOT_PASSED_ON and not name.startswith(_NOT_PASSED_ON_PREFIXES)
         }
-        environ |= {"RECORDED": str(recorded), "COLUMNS": "100", **self.suite.env, **(env or {})}
+        environ |= {"RECORDED": str(recorded), "COLUMNS": "100"}
         returncode, output = _run(command, self.source, RUN_SECONDS, environ)
         (self.directory / f"{name}.log").write_text(output)
         # Passed or failed; not interrupted, nor without a test.
