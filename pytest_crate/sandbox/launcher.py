@@ -114,10 +114,11 @@ class Launcher:
         }
 
     def serve(self) -> None:
-        """Answer until pytest closes the socket or ends."""
+        """Answer until pytest closes the socket or ends, or a suite terminates all of its child processes."""
         # A signal's handler only has to exist: the byte on the wake-up pipe ends the poll.
         reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         poll = select.poll()
         for descriptor in (self.channel.fileno(), self.pytest_pidfd, reading):
@@ -126,8 +127,8 @@ class Launcher:
             ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds_left())}
             self._kill_late()
             if reading in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(reading, 4096)
+                if signal.SIGTERM in os.read(reading, 4096):
+                    return  # the next crate gets another launcher
                 self._reap()
             if self.channel.fileno() in ready:
                 try:
@@ -463,7 +464,8 @@ def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset
     """
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         libc.set_name("crate-init")
         # Its arguments, the launcher's, are the host's affair.
         libc.set_title("crate-init")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -83,6 +84,8 @@ class Engine:
             return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
+        if self._channel is not None and _hung_up(self._channel):
+            self._forget()  # a suite ended every child process of pytest's
         if self._channel is not None:
             return self._channel
         ours, theirs = socket.socketpair()
@@ -154,7 +157,7 @@ class Engine:
         """
         with self._lock, _signals_held():
             # A new launcher counts its crates from 1 again: another's number would hit one of them.
-            if launcher is not None and (self._channel is None or self._pid != launcher):
+            if launcher is not None and (self._channel is None or self._pid != launcher or _hung_up(self._channel)):
                 raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
             channel = self._start()
             try:
@@ -201,6 +204,9 @@ class Engine:
 
     def _number(self, wanted: Mapping[str, object], operations: Sequence[mounts.Operation]) -> int:
         """Return the number of a crate that has been begun: the one prepared, if it is the same, or a new one."""
+        if self._channel is not None and _hung_up(self._channel):
+            with self._lock:
+                self._forget()  # and with the launcher what it has prepared
         prepared = self._prepared
         if prepared is not None:
             # A source may have been replaced meanwhile, by another file of the same name.
@@ -312,6 +318,13 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _hung_up(channel: socket.socket) -> bool:
+    """Return whether nobody is at the other end of a socket any more (poll(2), POLLHUP)."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    return bool(poll.poll(0))
 
 
 def _unsupported(missing: Sequence[Mapping[str, str]]) -> Unsupported:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.functional.conftest import BothWays, RunInner
 
 CRASHES = {
     "segfault": ("import ctypes; ctypes.string_at(0)", "the test's process was killed by SIGSEGV"),
@@ -189,6 +189,29 @@ def test_stopped_process(pytester: pytest.Pytester, run_inner: RunInner) -> None
     assert run.outcomes() == {"passed": 2, "failed": 2, "errors": 1}
     assert "timeout of 1 s exceeded" in run.of("test_stops")["longrepr"]
     assert any("in test_ignores" in text for _, text in run.of("test_ignores")["sections"])
+
+
+def test_a_suite_that_ends_all_child_processes(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """A wider fixture that terminates every child of pytest's, and waits for it, neither hangs nor harms a test."""
+    pytester.makepyfile(
+        """
+        import psutil, pytest
+
+        @pytest.fixture(scope="class")
+        def no_children():
+            yield
+            for child in psutil.Process().children():
+                child.terminate()
+                child.wait(timeout=20)
+
+        @pytest.mark.usefixtures("no_children")
+        class TestFirst:
+            def test_it(self): pass
+
+        class TestSecond(TestFirst): pass
+        """
+    )
+    assert both_ways().outcomes() == {"passed": 2}
 
 
 def test_other_tests_are_unharmed_by_a_dead_launcher(pytester: pytest.Pytester, run_inner: RunInner) -> None:
