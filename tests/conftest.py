@@ -18,7 +18,7 @@ import pytest
 
 from pytest_crate.kernel import cgroup, libc
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.inner"]
 # Other people's suites are a run of their own: tox -e parity, tox -e parity-short.
 collect_ignore = ["parity"]
 
@@ -304,7 +304,7 @@ def _what_is_there() -> set[object]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
-    if not {"e2e", "functional", "features"} & set(request.node.path.parts):
+    if not {"e2e", "functional", "features", "interplay"} & set(request.node.path.parts):
         yield
         return
     before = _what_is_there()

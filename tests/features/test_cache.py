@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 
 def test_cache_survives(pytester: pytest.Pytester, both_ways: BothWays) -> None:

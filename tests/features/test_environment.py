@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 
 def test_current_test(pytester: pytest.Pytester, both_ways: BothWays) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.inner import RunInner
 
 
 def test_timeout_dumps_stacks(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.functional.conftest import BothWays
+from tests.inner import BothWays
 
 LOGS = """
 import logging, pytest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 TESTS = """
 import sys, pytest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import BothWays
+from tests.inner import BothWays
 
 WARNS = """
 import gc, threading, warnings, pytest

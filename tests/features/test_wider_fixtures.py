@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 TRAIL = """
 import os, pytest

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.inner import RunInner
 
 MARKERS = {
     'memroy="64m"': ["memroy", "'64m'", "'memory'", "'seccomp'"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 CRASHES = {
     "segfault": ("import ctypes; ctypes.string_at(0)", "the test's process was killed by SIGSEGV"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 
 def test_builtin_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:

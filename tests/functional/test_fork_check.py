@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.conftest import BothWays, RunInner
+from tests.inner import BothWays, RunInner
 
 # pytest-rerunfailures, where it is installed, has a thread of its own.
 ALONE = ("-p", "no:rerunfailures")

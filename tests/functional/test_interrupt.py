@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.conftest import BothWays
+from tests.inner import BothWays
 
 BODY = """
 import signal, time, pytest

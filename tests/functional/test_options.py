@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.inner import RunInner
 
 SHOW = """
 import json, os, pytest

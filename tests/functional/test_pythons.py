@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.functional.conftest import BothWays
+from tests.inner import BothWays
 
 
 def test_a_thread_of_pytest_s_own(pytester: pytest.Pytester, both_ways: BothWays) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.conftest import BothWays, InnerRun, RunInner
+from tests.inner import BothWays, InnerRun, RunInner
 
 NO_NETWORK = "this crate has no network; network='host' opens it"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.inner import RunInner
 
 
 def test_nothing_is_made(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.conftest import RunInner
+from tests.inner import RunInner
 
 pytestmark = pytest.mark.needs("xdist")
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from tests.comparing import read_junit, without_varying
 
 INNER_TIMEOUT_SECONDS = 120
 
-RECORDER = Path(__file__).parent.parent / "recorder.py"
+RECORDER = Path(__file__).parent / "recorder.py"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,18 @@ class InnerRun:
 class RunInner(Protocol):
     """Runs pytest on the files of a test's directory."""
 
-    def __call__(self, *args: str, way: str = "plain", env: dict[str, str] | None = None) -> InnerRun: ...
+    def __call__(
+        self,
+        *args: str,
+        way: str = "plain",
+        env: dict[str, str] | None = None,
+        plugins: Sequence[str] | None = None,
+    ) -> InnerRun:
+        """Run it.
+
+        :param plugins: by the names of their entry points, the only ones to be loaded beside pytest-crate; without
+            this, all that are installed are.
+        """
 
 
 @pytest.fixture
@@ -80,11 +91,22 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     # In a CI job, which pytest takes these for, the short summary holds whole messages.
-    for name in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):
+    for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
     shutil.copy(RECORDER, tmp_path / "crate_recorder.py")
 
-    def run(*args: str, way: str = "plain", env: dict[str, str] | None = None) -> InnerRun:
+    def run(
+        *args: str,
+        way: str = "plain",
+        env: dict[str, str] | None = None,
+        plugins: Sequence[str] | None = None,
+    ) -> InnerRun:
+        if plugins is None:
+            # Where it is installed its import takes longer than all the rest, and few inner tests need it.
+            loaded = ["-p", "no:hypothesispytest"]
+        else:
+            env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **(env or {})}
+            loaded = [each for name in ("pytest_crate", *plugins) for each in ("-p", name)]
         recorded, junit = tmp_path / f"{way}.json", tmp_path / f"{way}.xml"
         for path in (recorded, junit):
             path.unlink(missing_ok=True)
@@ -95,9 +117,7 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
             result = pytester.runpytest_subprocess(
                 "-p",
                 "crate_recorder",
-                # Where it is installed its import takes longer than all the rest, and no inner test needs it.
-                "-p",
-                "no:hypothesispytest",
+                *loaded,
                 f"--junitxml={junit}",
                 f"-ocache_dir={tmp_path / way}.cache",
                 *args,
@@ -116,14 +136,20 @@ BothWays = Callable[..., InnerRun]
 def both_ways(run_inner: RunInner) -> BothWays:
     """Run pytest plain and with ``--crate-all``, and assert that nobody could tell the two apart."""
 
-    def run(*args: str, crated: bool = True, printed: bool = True) -> InnerRun:
+    def run(
+        *args: str,
+        crated: bool = True,
+        printed: bool = True,
+        plugins: Sequence[str] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> InnerRun:
         """Return the run in crates.
 
         :param crated: some test's body is expected to get as far as a crate.
         :param printed: what is on the terminal is compared, too.
         """
-        plain = run_inner(*args, way="plain")
-        crates = run_inner("--crate-all", *args, way="crated")
+        plain = run_inner(*args, way="plain", plugins=plugins, env=env)
+        crates = run_inner("--crate-all", *args, way="crated", plugins=plugins, env=env)
         assert any(report["crates"] for report in crates.reports) == crated
         assert not any(report["crates"] for report in plain.reports)
         differences = [
