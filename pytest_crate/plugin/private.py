@@ -97,17 +97,24 @@ def finalizers(item: pytest.Item) -> list[Callable[[], object]]:
     return found
 
 
-def forget_teardown(item: pytest.Item) -> None:
-    """Forget the item's own tear-down, its set-up having never begun: unittest's would miss what that sets."""
+def forget_teardown(item: pytest.Item, instead: Callable[[], object] | None = None) -> None:
+    """Forget the item's own tear-down: its set-up has never begun here, and unittest's would miss what that sets.
+
+    :param instead: what is to be done before wider fixtures' finalizers, if there are any on the item.
+    """
     pending = finalizers(item)
     pending[:] = [finalizer for finalizer in pending if finalizer != item.teardown]
+    if instead is not None:
+        pending.append(instead)
 
 
 def drop_wider_finalizers(item: pytest.Item) -> None:
-    """In a forked child: forget the finalizers of every collector; they are the parent's to run."""
+    """In a forked child: forget the finalizers of every wider fixture; they are the parent's to run.
+
+    They are on the collectors; on the item itself are those of class-scoped fixtures if it is in no class.
+    """
     for node, (pending, _) in item.session._setupstate.stack.items():
-        if node is not item:
-            pending.clear()
+        pending[:] = [finalizer for finalizer in pending if node is item and finalizer == item.teardown]
 
 
 def own_wider_finalizers(item: pytest.Item) -> None:

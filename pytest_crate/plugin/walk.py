@@ -367,8 +367,7 @@ class Walk:
         if self.spec.timeout_usec is not None:
             self._deadline = time.monotonic() + self.spec.timeout_usec / 1e6
         # The item's own teardown is the child's. It is on the stack already.
-        pending = private.finalizers(self.item)
-        pending[:] = [self._tear_down]
+        private.forget_teardown(self.item, self._tear_down)
         self.item.runtest = self._run_test  # type: ignore[method-assign]
 
     def _run_test(self) -> None:

@@ -52,6 +52,33 @@ def test_builtin_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> Non
     assert run.outcomes() == {"passed": 12, "failed": 2}
 
 
+def test_class_scope_without_a_class(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """A class-scoped fixture of tests in no class is set up and torn down around each of them, outside."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        steps, pid = [], os.getpid()
+        @pytest.fixture(scope="class")
+        def wide(request):
+            steps.append(f"up {request.node.name}")
+            yield len(steps)
+            assert os.getpid() == pid
+            steps.append(f"down {request.node.name}")
+        @pytest.fixture(scope="class")
+        def fails_late(): yield; raise ValueError("late")
+        def test_one(wide): assert steps == ["up test_one"]
+        def test_two(wide): assert steps == ["up test_one", "down test_one", "up test_two"]
+        class TestClass:
+            def test_three(self, wide): assert steps[3:] == ["down test_two", "up TestClass"]
+            def test_four(self, wide): assert steps[3:] == ["down test_two", "up TestClass"]
+        def test_five(wide, fails_late): assert steps[5:] == ["down TestClass", "up test_five"]
+        def test_six(): assert steps[7:] == ["down test_five"]
+        """
+    )
+    run = both_ways("--setup-show")
+    assert run.outcomes() == {"passed": 6, "errors": 1}
+
+
 def test_tmp_path_is_kept_on_the_host(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """tmp_path is below one basetemp, on the host, also by pytest's numbered default; failed tests' are kept."""
     pytester.makepyfile(
