@@ -34,6 +34,11 @@ def to_builtins(value: object) -> Any:
     return _described(value, repr)
 
 
+def to_text(value: object) -> str:
+    """Return ``str`` of any value, as long as it may be, whatever its class does."""
+    return _described(value, str)
+
+
 def _described(value: object, describe: Callable[[object], str]) -> str:
     try:
         return _shortened(describe(value))
@@ -90,32 +95,6 @@ def _copy(value: Any) -> Any:
         return [_copy(item) for item in value]
     # pytest keeps every report: the names in the three of a test, and in all of a file, are kept once.
     return sys.intern(value) if isinstance(value, str) and len(value) < _MAX_NAME else value
-
-
-def pack_exception(error: BaseException) -> dict[str, Any]:
-    """Return what a phase ended with as builtins: its type's name and its arguments or words."""
-    plain = all(argument is None or isinstance(argument, (bool, int, float, str)) for argument in error.args)
-    return {
-        "module": type(error).__module__,
-        "name": type(error).__qualname__,
-        "message": to_builtins(error.msg) if isinstance(error, private.OutcomeException) else None,
-        "arguments": to_builtins(error.args) if plain else [_described(error, str)],
-    }
-
-
-def unpack_exception(data: Mapping[str, Any]) -> pytest.ExceptionInfo[BaseException]:
-    """Return a stand-in for the exception that :func:`pack_exception` packed: of its type if that is known here."""
-    kind = _find_class(data["module"], data["name"], BaseException)
-    try:
-        error: BaseException
-        if issubclass(kind, private.OutcomeException):
-            error = kind(data["message"])
-        else:
-            error = kind.__new__(kind)
-            error.args = tuple(data["arguments"])
-        raise error
-    except BaseException as raised:  # noqa: BLE001 - it is raised for its traceback
-        return pytest.ExceptionInfo.from_exception(raised)
 
 
 def pack_values(values: Mapping[str, object]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import coverage_data, keyboard, private, threads, transfer
+from pytest_crate.plugin import coverage_data, keyboard, private, raised, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
@@ -309,7 +309,7 @@ class Walk:
                 "failed_subtests": private.failed_subtests(self.item),
                 "junit": private.take_junit_records(self.item),
                 "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
-                "exception": None if call.excinfo is None else transfer.pack_exception(call.excinfo.value),
+                "exception": None if call.excinfo is None else raised.pack_exception(call.excinfo.value),
             }
         )
         if self._phase == "setup":
@@ -511,8 +511,8 @@ class Walk:
         private.set_failed_subtests(self.item, message["failed_subtests"])
         private.add_junit_records(self.item, message["junit"])
         private.give_values(self.item, transfer.unpack_values(message["values"]))
-        raised = message["exception"]
-        self.exception = None if raised is None else transfer.unpack_exception(raised)
+        thrown = message["exception"]
+        self.exception = None if thrown is None else _excinfo(raised.unpack_exception(thrown))
         return None, cast("dict[str, Any]", message["report"])
 
     def _attend_to(self, message: wire.Message) -> None:
@@ -785,6 +785,14 @@ class Walk:
 
 OWNER = pytest.StashKey[int]()
 """The pid of the pytest process that owns the crates; a forked child finds another than its own."""
+
+
+def _excinfo(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
+    # With a traceback, if only of this place: pytest's class is made of three parts.
+    try:
+        raise error
+    except BaseException as caught:  # noqa: BLE001 - whatever a test may raise
+        return pytest.ExceptionInfo.from_exception(caught)
 
 
 def _stop_message(error: BaseException) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Exceptions as builtins: what a test raised in its crate, rebuilt in pytest for plugins that look at it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+
+from pytest_crate.plugin import transfer
+
+_MAX_EXCEPTIONS = 50  # in a chain, or a group, or all of them together; the rest is cut
+
+# pytest's outcomes say that they are builtins, for their names to be short.
+_OUTCOMES: Mapping[str, type[BaseException]] = {
+    "builtins:Failed": pytest.fail.Exception,
+    "builtins:Skipped": pytest.skip.Exception,
+    "builtins:XFailed": pytest.xfail.Exception,
+}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def pack_exception(error: BaseException) -> dict[str, Any]:
+    """Return an exception, with its causes and what it groups, as builtins."""
+    return _pack(error, [_MAX_EXCEPTIONS])
+
+
+def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
+    left[0] -= 1
+    packed: dict[str, Any] = {
+        "classes": [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__],
+        "text": transfer.to_text(error),
+        "arguments": list(error.args) if all(isinstance(each, _PLAIN) for each in error.args) else None,
+        "suppress": error.__suppress_context__,
+    }
+    if isinstance(error, BaseExceptionGroup):
+        packed["message"] = error.message
+        packed["group"] = [_pack(each, left) for each in error.exceptions[: max(left[0], 1)]]
+    if error.__cause__ is not None and left[0] > 0:
+        packed["cause"] = _pack(error.__cause__, left)
+    elif error.__context__ is not None and left[0] > 0:
+        packed["context"] = _pack(error.__context__, left)
+    return packed
+
+
+def unpack_exception(packed: Mapping[str, Any]) -> BaseException:
+    """Rebuild an exception that :func:`pack_exception` packed: of its class, if that is known here.
+
+    A class that only the test knows is stood for by one of the same name, below the nearest class that is known.
+
+    :raises ValueError, TypeError, KeyError: it is not such a one.
+    """
+    return _unpack(packed, [_MAX_EXCEPTIONS])
+
+
+def _unpack(packed: Mapping[str, Any], left: list[int]) -> BaseException:
+    left[0] -= 1
+    if left[0] < -_MAX_EXCEPTIONS:
+        raise ValueError("there are too many exceptions")
+    group = [_unpack(each, left) for each in packed["group"]] if "group" in packed else None
+    error = _rebuilt(packed, group)
+    if "cause" in packed:
+        error.__cause__ = _unpack(packed["cause"], left)
+        error.__context__ = error.__cause__
+    elif "context" in packed:
+        error.__context__ = _unpack(packed["context"], left)
+    error.__suppress_context__ = packed["suppress"] is True
+    return error
+
+
+def _rebuilt(packed: Mapping[str, Any], group: list[BaseException] | None) -> BaseException:
+    text = str(packed["text"])
+    arguments = (text,) if packed["arguments"] is None else tuple(packed["arguments"])
+    own = str(packed["classes"][0])
+    for name in packed["classes"]:
+        kind = _find(str(name))
+        if kind is None:
+            continue
+        given = (str(packed["message"]), group) if group and issubclass(kind, BaseExceptionGroup) else arguments
+        # A class of the user's may ask for what only its constructor's caller knows: then the next one stands for it.
+        with contextlib.suppress(Exception):
+            error = _made(kind, given, text)
+            if name != own or transfer.to_text(error) != text:
+                error = _made(_stand_in(kind, own, text), given, text)
+            return error
+    raise ValueError(f"{own} is no exception")
+
+
+def _find(name: str) -> type[BaseException] | None:
+    if name in _OUTCOMES:
+        return _OUTCOMES[name]
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def _made(kind: type[BaseException], arguments: tuple[Any, ...], text: str) -> BaseException:
+    # Not its constructor, which may do anything.
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    if isinstance(error, tuple(_OUTCOMES.values())):
+        cast("Any", error).msg, cast("Any", error).pytrace = text, True
+    return error
+
+
+def _stand_in(kind: type[BaseException], name: str, text: str) -> type[BaseException]:
+    module, _, path = name.partition(":")
+    members = {"__module__": module, "__qualname__": path, "__str__": lambda _: text}
+    return type(path.rpartition(".")[2], (kind,), members)
