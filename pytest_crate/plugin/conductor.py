@@ -13,6 +13,7 @@ import pytest
 from pytest_crate.errors import CrateError, HostError
 from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
+from pytest_crate.plugin.interplay import HOME, Interplay
 from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
@@ -61,6 +62,7 @@ class Conductor:
         crates = Crates(config, entries, find_image)
         config.stash[CRATES] = crates
         config.stash[OWNER] = os.getpid()
+        config.stash[HOME] = Interplay(config)
         mirror = Mirror()
         config.pluginmanager.register(mirror, "crate-mirror")
         private.call_just_before_runner(config, "pytest_runtest_makereport", mirror)

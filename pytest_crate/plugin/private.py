@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO, cast
 
@@ -48,11 +48,13 @@ __all__ = [
 # ruff: noqa: SLF001
 
 
-def set_up_wider_fixtures(item: pytest.Item) -> None:
+def set_up_wider_fixtures(item: pytest.Item, more: Iterable[str] = ()) -> None:
     """Set up, in the calling process, every fixture of the item with a scope wider than a function.
 
     In the order in which pytest itself would: ``fixturenames`` is sorted by scope. The values are
     cached by their definitions, so that the item's own set-up finds them.
+
+    :param more: names of fixtures that are asked for only while the item is set up.
     """
     __tracebackhide__ = True
     request = getattr(item, "_request", None)
@@ -68,6 +70,8 @@ def set_up_wider_fixtures(item: pytest.Item) -> None:
     for name in names:
         if name not in wider and len(definitions[name] or ()) > 1:
             _set_up_overridden(request, name, definitions)
+    for name in more:
+        request.getfixturevalue(name)
 
 
 def _set_up_overridden(request: Any, name: str, definitions: Mapping[str, Any]) -> None:

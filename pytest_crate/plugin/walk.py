@@ -29,9 +29,10 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import coverage_data, keyboard, private, raised, threads, transfer
+from pytest_crate.plugin import keyboard, private, raised, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
+from pytest_crate.plugin.interplay import HOME
 from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
@@ -104,6 +105,7 @@ class Walk:
         self.stacks = ""
         self._create = create
         self._prepare_next = prepare_next
+        self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
         self._phase_over = False
         # the mirror's
@@ -172,7 +174,7 @@ class Walk:
         __tracebackhide__ = True
         del self.item.setup  # the class's own method again
         try:
-            private.set_up_wider_fixtures(self.item)
+            private.set_up_wider_fixtures(self.item, self._interplay.wider_fixtures(self.item))
             self._check_threads()
             sandbox = self._create(self.item)
         except Uncrated as refusal:
@@ -284,6 +286,7 @@ class Walk:
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
+        self._interplay.child_starts(self.item)
 
     @property
     def _pipe(self) -> ReportPipe:
@@ -345,19 +348,11 @@ class Walk:
             elif error is not None:
                 self._send({"error": f"{type(error).__name__}: {error}"})
             _flush(self.item.config)
-            self._send_coverage()
+            if brought := self._interplay.take(self.item):
+                self._send({"brought": brought})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens
-
-    def _send_coverage(self) -> None:
-        try:
-            measured = coverage_data.take()
-        except Exception as error:  # noqa: BLE001 - another package's, and said
-            self._send({"coverage_error": f"{type(error).__name__}: {error}"})
-        else:
-            if measured is not None:
-                self._send({"coverage": measured})
 
     # -- the mirror ------------------------------------------------------------------------------
 
@@ -369,6 +364,7 @@ class Walk:
         # The item's own teardown is the child's. It is on the stack already.
         private.forget_teardown(self.item, self._tear_down)
         self.item.runtest = self._run_test  # type: ignore[method-assign]
+        self._interplay.mirror_starts(self.item)
 
     def _run_test(self) -> None:
         __tracebackhide__ = True
@@ -380,7 +376,12 @@ class Walk:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
-        self._take_rest()
+        try:
+            self._take_rest()
+        except CrateFailed:
+            self._collapsed.add("teardown")
+            self.end()
+            raise
         exit_ = self._wait_for_exit()
         # Once more: a daemon may have met a limit since.
         exceeded = self._exceeded_since()
@@ -531,6 +532,9 @@ class Walk:
             lent.take_back()
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
+        # The run ends, whatever there is to be said of this test.
+        with contextlib.suppress(CrateFailed):
+            self._take_rest()
         if stop["kind"] == "interrupt":
             path, line = str(stop["path"]), int(stop["line"])
             self.end()
@@ -590,7 +594,10 @@ class Walk:
                 self._ended_early()
 
     def _take_rest(self) -> None:
-        """Take what the child sends after its last report, until it leaves or its time is over."""
+        """Take what the child sends after its last report, until it leaves or its time is over.
+
+        :raises CrateFailed: it is not what the child sends.
+        """
         for message in self._messages:
             self._attend_to(message)
         while self._channel >= 0:
@@ -610,12 +617,11 @@ class Walk:
                 self._attend_to(message)
             self._messages.extend(received)
         for message in self._messages:
-            if isinstance(message.get("coverage"), str):
-                coverage_data.give(message["coverage"])
-            elif "coverage_error" in message:
-                warnings.warn(
-                    f"what coverage.py measured in a crate is lost: {message['coverage_error']}", stacklevel=1
-                )
+            if "brought" in message:
+                try:
+                    self._interplay.give(self.item, message["brought"])
+                except (AttributeError, ValueError) as error:
+                    raise CrateFailed(str(error)) from None
         self._messages.clear()
 
     def _read_stacks(self) -> bool:
@@ -781,6 +787,8 @@ class Walk:
             for descriptor in (self._channel, self._step, self._awaited, self._stacks_fd, self._pidfd):
                 _close(descriptor)
             self._channel = self._step = self._awaited = self._stacks_fd = self._pidfd = -1
+        if self._mirroring:
+            self._interplay.mirror_ends(self.item)
 
 
 OWNER = pytest.StashKey[int]()

@@ -1,0 +1,92 @@
+"""What other plugins keep in pytest's memory and files while a test runs, brought home from its crate."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pytest_crate.plugin.interplay.adapter import Adapter
+
+__all__ = ["HOME", "Adapter", "Interplay"]
+
+# Each adapter's module, and the module of the plugin that it is for: it is loaded if that one is.
+_ADAPTERS = (
+    ("allure", "allure_pytest"),
+    ("benchmark", "pytest_benchmark"),
+    ("coverage", ""),  # may be started at any time, by a wider fixture too
+    ("django", "pytest_django"),
+    ("hypothesis", "hypothesis"),
+    ("regressions", "pytest_regressions"),
+    ("syrupy", "syrupy"),
+    ("timeout", "pytest_timeout"),
+)
+
+HOME = pytest.StashKey["Interplay"]()
+"""On the config: the adapters of the plugins that are there."""
+
+
+class Interplay:
+    """The adapters of the plugins that are loaded; what they take is JSON of builtins."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._adapters: dict[str, Adapter] = {}
+        for name, module in _ADAPTERS:
+            if not module or module in sys.modules:
+                adapter = importlib.import_module(f"{__name__}.{name}").adapter(config)
+                if adapter is not None:
+                    self._adapters[name] = adapter
+
+    def wider_fixtures(self, item: pytest.Item) -> list[str]:
+        """In pytest, before the fork: return the wider fixtures that plugins ask for while the item is set up."""
+        return [name for adapter in self._adapters.values() for name in adapter.wider_fixtures(item)]
+
+    def child_starts(self, item: pytest.Item) -> None:
+        """In a child, confined: note what is there already."""
+        for adapter in self._adapters.values():
+            adapter.child_starts(item)
+
+    def mirror_starts(self, item: pytest.Item) -> None:
+        """In pytest, after the fork."""
+        for adapter in self._adapters.values():
+            adapter.mirror_starts(item)
+
+    def mirror_ends(self, item: pytest.Item) -> None:
+        """In pytest, when the crate is gone."""
+        for adapter in self._adapters.values():
+            adapter.mirror_ends(item)
+
+    def take(self, item: pytest.Item) -> dict[str, Any]:
+        """In a child that is about to leave: return what each plugin has to have in pytest's process."""
+        taken: dict[str, Any] = {}
+        for name, adapter in self._adapters.items():
+            try:
+                data = adapter.take(item)
+            except Exception as error:  # noqa: BLE001 - another package's, and said
+                taken[name] = {"lost": f"{type(error).__name__}: {error}"}
+            else:
+                if data is not None:
+                    taken[name] = {"data": data}
+        return taken
+
+    def give(self, item: pytest.Item, taken: Mapping[str, Any]) -> None:
+        """In pytest: give each plugin what was taken in the child.
+
+        What it holds is the word of a process that may not be trusted; each adapter takes its own apart.
+
+        :raises ValueError: it is not what :meth:`take` returns; with the plugin's name.
+        """
+        for name, brought in taken.items():
+            if name not in self._adapters or not isinstance(brought, dict):
+                raise ValueError(f"nothing is expected from {name!r}")
+            if "lost" in brought:
+                raise ValueError(f"what {name} kept in the crate could not be brought home: {brought['lost']}")
+            try:
+                self._adapters[name].give(item, brought["data"])
+            except Exception as error:
+                raise ValueError(
+                    f"what {name} kept in the crate could not be used: {type(error).__name__}: {error}"
+                ) from error

@@ -1,0 +1,118 @@
+"""Brings home what coverage.py has measured in a crate, whose files are gone when it ends."""
+
+from __future__ import annotations
+
+import glob
+import sys
+import warnings
+from typing import Any
+
+import pytest
+
+from pytest_crate.plugin.interplay.adapter import Adapter, expect
+
+_MAX_LINE = 1 << 24  # a line's number takes as many bits as it is great
+
+
+def adapter(_config: pytest.Config) -> Adapter:
+    return _Coverage()
+
+
+def _running() -> Any:
+    # Not imported: whoever measures has imported it.
+    module: Any = sys.modules.get("coverage")
+    return None if module is None else module.Coverage.current()
+
+
+def _data(running: Any) -> Any:
+    """Return what was measured so far; a single test may have run nothing that is to be measured."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sys.modules["coverage.exceptions"].CoverageWarning)
+        return running.get_data()
+
+
+class _Coverage(Adapter):
+    def __init__(self) -> None:
+        self._before: frozenset[str] = frozenset()
+
+    def child_starts(self, item: pytest.Item) -> None:
+        running = _running()
+        if running is not None:
+            self._before = frozenset(_parallel_files(_data(running)))
+
+    def take(self, item: pytest.Item) -> Any:
+        running = _running()
+        if running is None:
+            return None
+        running.stop()
+        # coverage.py notices the fork and begins a file of its own, in the crate's private layer; processes that
+        # the test has started and that are measured (patch = subprocess, concurrency = multiprocessing) as well.
+        own = _data(running)
+        parts = [_packed(own)]
+        for path in sorted(set(_parallel_files(own)) - self._before - {own.data_filename()}):
+            data = sys.modules["coverage"].CoverageData(path)
+            data.read()
+            parts.append(_packed(data))
+        return parts
+
+    def give(self, item: pytest.Item, data: Any) -> None:
+        running = _running()
+        if running is None:
+            return
+        for part in expect(data, list):
+            _add(_data(running), part)
+
+
+def _parallel_files(data: Any) -> list[str]:
+    # How coverage.py itself finds the files to combine (coverage.data.combinable_files).
+    return glob.glob(glob.escape(data.base_filename()) + ".*")
+
+
+def _packed(data: Any) -> dict[str, Any]:
+    files = sorted(data.measured_files())
+    contexts = {}
+    for context in sorted(data.measured_contexts() | {""}):
+        data.set_query_context(context)
+        read = data.arcs if data.has_arcs() else data.lines
+        contexts[context] = {file: found for file in files if (found := read(file))}
+    data.set_query_contexts(None)
+    return {
+        "arcs": data.has_arcs(),
+        "contexts": contexts,
+        "tracers": {file: data.file_tracer(file) or "" for file in files},
+    }
+
+
+def _add(measured: Any, part: Any) -> None:
+    arcs = expect(part["arcs"], bool)
+    contexts = {expect(name, str): _checked(files, arcs) for name, files in expect(part["contexts"], dict).items()}
+    tracers = {expect(file, str): expect(name, str) for file, name in expect(part["tracers"], dict).items()}
+    # Not loads(), which would run what it is given as SQL.
+    data = sys.modules["coverage"].CoverageData(no_disk=True)
+    for context, files in contexts.items():
+        data.set_context(context)
+        (data.add_arcs if arcs else data.add_lines)(files)
+    data.touch_files(tracers)
+    data.add_file_tracers({file: name for file, name in tracers.items() if name})
+    measured.update(data)
+    if set(contexts) <= {""}:
+        # Said once more, piece by piece: coverage combines only one of several workers' files that have the same
+        # hash, and what update() adds is not hashed (coverage 7.17, sqldata.py). Contexts are, by their names.
+        (measured.add_arcs if arcs else measured.add_lines)(contexts.get("", {}))
+
+
+def _checked(files: Any, arcs: bool) -> dict[str, list[Any]]:
+    """Return what was measured in each file; nothing in it can cost more than it should."""
+    checked: dict[str, list[Any]] = {}
+    for file, found in expect(files, dict).items():
+        if arcs:
+            checked[expect(file, str)] = [(_line(start, -_MAX_LINE), _line(end, -_MAX_LINE)) for start, end in found]
+        else:
+            checked[expect(file, str)] = [_line(number, 0) for number in found]
+    return checked
+
+
+def _line(number: Any, least: int) -> int:
+    if not least <= expect(number, int) < _MAX_LINE:
+        raise ValueError(f"{number} is no line number")
+    return int(number)
