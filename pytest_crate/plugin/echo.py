@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Literal
@@ -59,9 +60,16 @@ def _quietly(config: pytest.Config, echo: Callable[[], Echo]) -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stderr(nowhere))
             stack.enter_context(private.terminal_written_to(config, nowhere))
             stack.enter_context(warnings.catch_warnings(action="ignore"))
+            # Who debugs a hook does so in the crate.
+            stack.callback(setattr, sys, "breakpointhook", sys.breakpointhook)
+            sys.breakpointhook = _no_breakpoint
             stack.callback(logging.disable, logging.root.manager.disable)
             logging.disable()
         yield
+
+
+def _no_breakpoint(*_: object, **__: object) -> None:
+    """Don't stop here."""
 
 
 Quietly = Callable[[], contextlib.AbstractContextManager[None]]

@@ -29,10 +29,13 @@ def pack_exception(error: BaseException) -> dict[str, Any]:
 
 def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
     left[0] -= 1
+    arguments: tuple[Any, ...] = error.args
+    if isinstance(error, OSError) and error.filename is not None:
+        arguments = (error.errno, error.strerror, error.filename)  # its args are the first two
     packed: dict[str, Any] = {
         "classes": [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__],
         "text": transfer.to_text(error),
-        "arguments": list(error.args) if all(isinstance(each, _PLAIN) for each in error.args) else None,
+        "arguments": list(arguments) if all(isinstance(each, _PLAIN) for each in arguments) else None,
         "suppress": error.__suppress_context__,
     }
     if isinstance(error, BaseExceptionGroup):
@@ -101,7 +104,7 @@ def _find(name: str) -> type[BaseException] | None:
 def _made(kind: type[BaseException], arguments: tuple[Any, ...], text: str) -> BaseException:
     # Not its constructor, which may do anything.
     error = kind.__new__(kind, *arguments)
-    error.args = arguments
+    error.args = arguments[:2] if isinstance(error, OSError) and len(arguments) == 3 else arguments
     if isinstance(error, tuple(_OUTCOMES.values())):
         cast("Any", error).msg, cast("Any", error).pytrace = text, True
     return error

@@ -157,6 +157,10 @@ def _find_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
     if isinstance(found, type) and issubclass(found, base):
         return found
     # Defined inside the test, or imported only there: its name is kept.
+    return _unknown_class(module, qualname, base)
+
+
+def _unknown_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
     return type(qualname.rpartition(".")[2], (base,), {"__module__": module, "__qualname__": qualname})
 
 

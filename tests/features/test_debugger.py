@@ -157,6 +157,20 @@ def test_killed_at_the_prompt(pytester: pytest.Pytester, start: Start) -> None:
     assert "1 failed, 1 passed" in rest
 
 
+def test_a_breakpoint_in_a_hook(pytester: pytest.Pytester, start: Start) -> None:
+    """A breakpoint in a conftest file's hook stops once, in the crate."""
+    pytester.makeconftest("def pytest_runtest_call(item):\n    breakpoint()\n    del item\n")
+    pytester.makepyfile("def test_one(): pass\n")
+    run = start()
+    run.expect(r"\(Pdb\) ")
+    run.type("import socket; print(socket.gethostname())\r")
+    run.expect("crate\r\n")
+    run.type("c\r")
+    status, rest = run.ends()
+    assert status == 0
+    assert rest.count("(Pdb)") == 1  # where c was typed
+
+
 def test_quit(pytester: pytest.Pytester, start: Start) -> None:
     """q at a breakpoint ends the run as in a plain one; what wider fixtures have to do is done."""
     pytester.makepyfile(

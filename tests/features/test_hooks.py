@@ -106,13 +106,22 @@ def test_a_hook_keeps_what_it_remembers(pytester: pytest.Pytester, both_ways: Bo
                 class Local(Exception): pass
                 raise Local("x")
             def test_never(self): raise SystemExit
+        class Picky(ValueError):
+            def __new__(cls, one, *, two): return super().__new__(cls, one)
+            def __init__(self, one, *, two): super().__init__(one)
+        class TestPicky:
+            def test_fails(self): raise Picky(1, two=2)
+            def test_never(self): raise SystemExit
+        class TestOS:
+            def test_fails(self): open("/no/such/file")
+            def test_never(self): raise SystemExit
         class TestSkip:
             def test_skips(self): pytest.skip("not here")
             def test_never(self): raise SystemExit
         """
     )
     run = both_ways("-rA", "-v")
-    assert run.outcomes() == {"passed": 1, "failed": 3, "skipped": 1, "xfailed": 4}
+    assert run.outcomes() == {"passed": 1, "failed": 5, "skipped": 1, "xfailed": 6}
 
 
 def test_report_hook_with_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:

@@ -36,6 +36,7 @@ class Asks(Exception):
         ValueError("text"),
         KeyError("key"),
         OSError(2, "No such file or directory"),
+        FileNotFoundError(2, "No such file or directory", "/no/such"),
         UnicodeDecodeError("utf-8", b"x", 0, 1, "why"),
         subprocess.CalledProcessError(3, ["false"]),
         Asks(1, why="because"),
@@ -56,6 +57,7 @@ def test_class_and_text(error: BaseException) -> None:
         assert isinstance(crossed, type(error))
     if isinstance(error, OSError):
         assert (crossed.args, getattr(crossed, "errno", None)) == ((2, "No such file or directory"), 2)
+        assert getattr(crossed, "filename", None) == error.filename
     if isinstance(error, ExceptionGroup):
         assert isinstance(crossed, ExceptionGroup)
         assert [type(each) for each in crossed.exceptions] == [ValueError, ExceptionGroup]
