@@ -37,15 +37,9 @@ def test_parametrized(x): assert x
     [
         "-rA -v",
         "-s -v",
-        "--capture=sys -rA",
-        "--capture=tee-sys",
         "--capture=no -rP",
         "-p no:logging -rA",
         "-o log_cli=true --log-cli-level=INFO -v",
-        "--tb=short --show-capture=log",
-        "--tb=line -q",
-        "--tb=long -l",
-        "--tb=no -rfEsxXp",
         "-x",
         "--maxfail=1 -v",
         "--setup-show -v",
@@ -53,7 +47,6 @@ def test_parametrized(x): assert x
         "-W error::UserWarning -v",
         "-p no:warnings",
         "-p no:terminal",
-        "-o junit_family=xunit1 -o junit_logging=all",
         "--deselect test_options_make_no_difference.py::test_fails -v",
     ],
 )
@@ -62,29 +55,6 @@ def test_options_make_no_difference(pytester: pytest.Pytester, both_ways: BothWa
     pytester.makepyfile(test_options_make_no_difference=MIXED)
     run = both_ways(*options.split())
     assert run.reports
-
-
-def test_native_traceback(pytester: pytest.Pytester, run_inner: RunInner) -> None:
-    """--tb=native shows the test's own line."""
-    pytester.makepyfile("def test_fails():\n    assert 0\n")
-    run = run_inner("--crate-all", "--tb=native")
-    assert "    assert 0" in run.result.outlines
-    assert f'  File "{pytester.path}/test_native_traceback.py", line 2, in test_fails' in run.result.outlines
-
-
-def test_setup_plan(pytester: pytest.Pytester, run_inner: RunInner) -> None:
-    """--setup-plan runs nothing, and says the same with and without crates."""
-    pytester.makepyfile(test_options_make_no_difference=MIXED)
-    plain, crated = run_inner("--setup-plan"), run_inner("--setup-plan", "--crate-all", way="crated")
-    assert crated.printed(plain) == plain.printed()
-
-
-def test_durations(pytester: pytest.Pytester, run_inner: RunInner) -> None:
-    """--durations has the phases' own times, as taken inside."""
-    pytester.makepyfile("import time\ndef test_slow(): time.sleep(0.3)\n")
-    run = run_inner("--crate-all", "--durations=1")
-    (line,) = [line for line in run.result.outlines if " call " in line]
-    assert 0.3 <= float(line.split("s ")[0]) < 2
 
 
 def test_last_failed_and_stepwise(pytester: pytest.Pytester, both_ways: BothWays, run_inner: RunInner) -> None:
