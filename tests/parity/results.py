@@ -56,4 +56,5 @@ def update(path: Path, verdicts: Mapping[str, Verdict]) -> None:
         rows = read(path)
         rows |= {suite.name: row(suite, verdicts[suite.name]) for suite in SUITES if suite.name in verdicts}
         kept = [rows[suite.name] for suite in SUITES if suite.name in rows]
-        path.write_text("\n".join([*_HEAD, *kept, ""]))
+        parts = [f"- {suite.name}, in part: {suite.part}" for suite in SUITES if suite.part and suite.name in rows]
+        path.write_text("\n".join([*_HEAD, *kept, "", *parts, ""]))

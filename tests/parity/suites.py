@@ -47,6 +47,11 @@ SUITES = (
         name="filelock",
         version="4.0.0",
         requirements=("pytest-asyncio", "pytest-mock", "pytest-timeout", "virtualenv"),
+        args=tuple(
+            f"tests/test_{name}.py"
+            for name in "filelock error fork_ownership host_name_grammar process_identity".split()
+        ),
+        part="the other files take many minutes, most of them to wait",
     ),
     Suite(
         name="psutil",
@@ -74,13 +79,6 @@ SUITES = (
         version="2.4.0",
         args=("--doctest-modules", "sortedcontainers"),
         part="the source distribution has no other tests than the examples in docstrings",
-    ),
-    Suite(
-        name="hypothesis",
-        version="6.150.0",
-        requirements=("annotated-types",),
-        args=("tests",),
-        part="the source distribution has one file of tests",
     ),
     Suite(
         name="waitress",
