@@ -15,6 +15,8 @@ SUITES = {"3.13": "trixie", "3.14": "forky", "3.15": "forky"}
 """Version of Python → the Debian suite whose image has it. No suite that is still published has a 3.12."""
 
 _MMDEBSTRAP = [
+    # What it mounts is seen by nothing else then, which could keep it busy, and goes with it whatever happens.
+    *("unshare", "--mount"),
     "mmdebstrap",
     "--quiet",
     "--variant=minbase",
