@@ -54,7 +54,7 @@ def test_times(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -
     lines = [line.split() for line in run.result.outlines if line.endswith("::test_slow") and "s " in line]
     shown = {phase: float(seconds.rstrip("s")) for seconds, phase, _ in lines}
     assert shown["setup"] >= 0.25
-    assert 0.45 <= shown["call"]
+    assert shown["call"] >= 0.45
     assert shown["teardown"] >= 0.35
     (case,) = ET.parse(tmp_path / "plain.xml").iter("testcase")
     assert abs(float(case.attrib["time"]) - shown["call"]) < 0.02

@@ -455,6 +455,8 @@ def private_uses(source: str) -> Iterator[tuple[int, str]]:
                 if any(map(_is_private, alias.name.split("."))):
                     yield node.lineno, alias.name
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in pieces:
+            if node.value == "_thread":  # documented, too
+                continue
             first, *rest = node.value.split(".")
             if _is_private(first) and all(part.isidentifier() for part in (first, *rest)):
                 yield node.lineno, node.value
