@@ -9,7 +9,6 @@ from typing import Any, TextIO, cast
 
 import pluggy
 import pytest
-from _pytest.compat import NOTSET
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
 from _pytest.junitxml import xml_key
@@ -89,7 +88,7 @@ def _set_up_overridden(request: Any, name: str, definitions: Mapping[str, Any]) 
             # It is known now by the name that is the overriding fixture's, which is yet to be set up.
             del request._fixture_defs[name]
         return
-    asking = SubRequest(request, definition._scope, NOTSET, 0, definition, _ispytest=True)
+    asking = SubRequest(request, definition._scope, None, 0, definition, _ispytest=True)
     for needed in definition.argnames:
         _set_up_overridden(asking, needed, definitions)
 

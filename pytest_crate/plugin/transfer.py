@@ -12,7 +12,7 @@ import pytest
 
 from pytest_crate.plugin import private
 
-_Class = TypeVar("_Class")
+Class = TypeVar("Class")
 
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
@@ -150,7 +150,7 @@ def show_warning(data: Mapping[str, Any]) -> None:
     warnings.showwarning(_rebuilt(category, data["text"]), category, data["filename"], data["lineno"])
 
 
-def _find_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
+def _find_class(module: str, qualname: str, base: type[Class]) -> type[Class]:
     found: Any = sys.modules.get(module)
     for name in qualname.split("."):
         found = getattr(found, name, None)
@@ -160,7 +160,7 @@ def _find_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
     return _unknown_class(module, qualname, base)
 
 
-def _unknown_class(module: str, qualname: str, base: type[_Class]) -> type[_Class]:
+def _unknown_class(module: str, qualname: str, base: type[Class]) -> type[Class]:
     return type(qualname.rpartition(".")[2], (base,), {"__module__": module, "__qualname__": qualname})
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,6 +39,15 @@ class Live:
     @property
     def setup_state(self) -> Any:
         return self.item.session._setupstate
+
+    @functools.cached_property
+    def other(self) -> Any:
+        """The config of another pytest, with a terminal and a cache of its own."""
+        return self.pytester.parseconfigure()
+
+    @property
+    def terminal(self) -> Any:
+        return self.other.pluginmanager.get_plugin("terminalreporter")
 
     @functools.cached_property
     def xml(self) -> Any:
@@ -210,7 +220,135 @@ def _subtest_context(live: Live) -> bool:
     return isinstance(kwargs, dict) and kwargs == data["_subtest.context"]["kwargs"] and str(kwargs["number"]) == "1"
 
 
+def _outcomes(live: Live) -> bool:
+    base = _named("_pytest.outcomes", "OutcomeException")
+    kinds = (pytest.fail.Exception, pytest.skip.Exception, pytest.xfail.Exception)
+    return all(issubclass(kind, base) for kind in kinds) and not issubclass(base, Exception)
+
+
+def _chain(live: Live) -> bool:
+    return [request.fixturename for request in live.item._request._iter_chain()] in ([], [None])
+
+
+def _known_definitions(live: Live) -> bool:
+    known = live.item._request._fixture_defs
+    return known["tmp_path_factory"] is live.item._fixtureinfo.name2fixturedefs["tmp_path_factory"][-1]
+
+
+def _asking(live: Live) -> bool:
+    definition = live.item._fixtureinfo.name2fixturedefs["pytester"][-1]
+    request = _named("_pytest.fixtures", "SubRequest")
+    asking = request(live.item._request, definition._scope, None, 0, definition, _ispytest=True)
+    chain = [above.fixturename for above in asking._iter_chain()]
+    return (asking.fixturename, asking.scope, chain[0]) == ("pytester", "function", "pytester")
+
+
+def _hook_list(live: Live) -> bool:
+    manager = pytest.PytestPluginManager()
+    plugins = [_SubtestRecorder(), _SubtestRecorder()]
+    for plugin in plugins:
+        manager.register(plugin)
+    manager.hook.pytest_runtest_logreport._hookimpls.reverse()
+    return [each.plugin for each in manager.hook.pytest_runtest_logreport.get_hookimpls()] == plugins[::-1]
+
+
+def _terminal_file(live: Live) -> bool:
+    writer = live.terminal._tw
+    before, writer._file = writer._file, io.StringIO()
+    live.terminal.write_line("line")
+    written, writer._file = writer._file.getvalue(), before
+    return "line" in written and hasattr(before, "write")
+
+
+def _cache(live: Live) -> bool:
+    cache = live.other.cache
+    cache._ensure_cache_dir_and_supporting_files()
+    return isinstance(cache._cachedir, Path) and cache._cachedir.is_dir()
+
+
+def _fault_handler(live: Live) -> bool:
+    key = _named("_pytest.faulthandler", "fault_handler_stderr_fd_key")
+    return isinstance(live.config.stash[key], int)
+
+
 NAMES = [
+    Name(
+        title="_pytest.outcomes.OutcomeException",
+        shape="the base of what pytest.fail, skip and xfail raise, and no Exception",
+        used_by="OutcomeException",
+        holder=lambda _: importlib.import_module("_pytest.outcomes"),
+        check=_outcomes,
+    ),
+    Name(
+        title="FixtureRequest._iter_chain",
+        shape="a method that yields the requests above, each with its fixturename",
+        used_by="set_up_wider_fixtures",
+        holder=lambda _: _named("_pytest.fixtures", "FixtureRequest"),
+        check=_chain,
+    ),
+    Name(
+        title="FixtureRequest._fixture_defs",
+        shape="a dict of names to the definitions in force",
+        used_by="set_up_wider_fixtures",
+        holder=lambda live: live.item._request,
+        check=_known_definitions,
+    ),
+    Name(
+        title="_pytest.fixtures.SubRequest",
+        shape="a request of a fixture, made of request, scope, param, param_index, definition and _ispytest",
+        used_by="set_up_wider_fixtures",
+        holder=lambda _: importlib.import_module("_pytest.fixtures"),
+        check=_asking,
+    ),
+    Name(
+        title="FixtureDef._scope",
+        shape="the scope that a request is made of",
+        used_by="set_up_wider_fixtures",
+        holder=lambda live: live.item._fixtureinfo.name2fixturedefs["pytester"][-1],
+        check=_asking,
+    ),
+    Name(
+        title="pluggy.HookCaller._hookimpls",
+        shape="the live list of a hook's implementations",
+        used_by="call_just_before_runner",
+        holder=lambda _: pluggy.HookCaller,
+        check=_hook_list,
+    ),
+    Name(
+        title="Cache._cachedir",
+        shape="the path of the cache's directory",
+        used_by="cache_directory",
+        holder=lambda live: live.other.cache,
+        check=_cache,
+    ),
+    Name(
+        title="Cache._ensure_cache_dir_and_supporting_files",
+        shape="a method that makes the cache's directory",
+        used_by="cache_directory",
+        holder=lambda live: type(live.other.cache),
+        check=_cache,
+    ),
+    Name(
+        title="TerminalReporter._tw",
+        shape="the writer of the terminal",
+        used_by="terminal_written_to",
+        holder=lambda live: live.terminal,
+        check=_terminal_file,
+    ),
+    Name(
+        title="TerminalWriter._file",
+        shape="the file that the terminal's writer writes to",
+        used_by="terminal_written_to",
+        holder=lambda live: live.terminal._tw,
+        check=_terminal_file,
+    ),
+    Name(
+        title="_pytest.faulthandler.fault_handler_stderr_fd_key",
+        shape="the key, in the stash of a config, of a descriptor for the fault handler",
+        used_by="dump_stacks_in_time",
+        holder=lambda _: importlib.import_module("_pytest.faulthandler"),
+        check=_fault_handler,
+    ),
     Name(
         title="_pytest.outcomes.Failed",
         shape="what pytest.fail raises, made of a message and pytrace",
