@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TextIO, cast
+from typing import Any, ParamSpec, TextIO, TypeVar, cast
 
 import pluggy
 import pytest
@@ -27,6 +27,7 @@ __all__ = [
     "dump_stacks_in_time",
     "failed_subtests",
     "finalizers",
+    "fixture_functions",
     "forget_teardown",
     "give_values",
     "hook_implementations",
@@ -41,12 +42,28 @@ __all__ = [
     "take_junit_records",
     "tear_down_all",
     "terminal_written_to",
+    "unseen",
+    "wider_values",
 ]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001
 
 
+def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep a function's frames out of tracebacks as pytest keeps its own out: it drops those of generated code.
+
+    A frame that is merely hidden counts as one of the user's, and with no other left pytest says so.
+    """
+    code = function.__code__
+    function.__code__ = code.replace(co_filename=f"<{code.co_filename}>")
+    return function
+
+
+@unseen
 def set_up_wider_fixtures(item: pytest.Item, more: Iterable[str] = ()) -> None:
     """Set up, in the calling process, every fixture of the item with a scope wider than a function.
 
@@ -55,7 +72,6 @@ def set_up_wider_fixtures(item: pytest.Item, more: Iterable[str] = ()) -> None:
 
     :param more: names of fixtures that are asked for only while the item is set up.
     """
-    __tracebackhide__ = True
     request = getattr(item, "_request", None)
     information = getattr(item, "_fixtureinfo", None)
     if request is None or information is None:
@@ -91,6 +107,24 @@ def _set_up_overridden(request: Any, name: str, definitions: Mapping[str, Any]) 
     asking = SubRequest(request, definition._scope, None, 0, definition, _ispytest=True)
     for needed in definition.argnames:
         _set_up_overridden(asking, needed, definitions)
+
+
+def fixture_functions(item: pytest.Item) -> list[Callable[..., object]]:
+    """Return the functions of the item's fixtures."""
+    information = getattr(item, "_fixtureinfo", None)
+    if information is None:
+        return []
+    return [definitions[-1].func for definitions in information.name2fixturedefs.values() if definitions]
+
+
+def wider_values(item: pytest.Item) -> list[object]:
+    """Return the values of the item's wider fixtures that are set up."""
+    information = getattr(item, "_fixtureinfo", None)
+    if information is None:
+        return []
+    found = [definitions[-1] for definitions in information.name2fixturedefs.values() if definitions]
+    wider = [definition for definition in found if definition.scope != "function"]
+    return [definition.cached_result[0] for definition in wider if definition.cached_result is not None]
 
 
 def finalizers(item: pytest.Item) -> list[Callable[[], object]]:

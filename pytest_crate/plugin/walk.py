@@ -170,20 +170,28 @@ class Walk:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
         self._phase_over = True
 
+    @private.unseen
     def _set_up(self) -> None:
-        __tracebackhide__ = True
         del self.item.setup  # the class's own method again
         try:
             private.set_up_wider_fixtures(self.item, self._interplay.wider_fixtures(self.item))
             self._check_threads()
+            here = self._enter_crate()
+        except BaseException:
+            if not self._mirroring:
+                private.forget_teardown(self.item)
+            raise
+        if here:
+            self.item.setup()
+
+    def _enter_crate(self) -> bool:
+        """Fork into a fresh crate; return whether the item's own set-up is to be done in the calling process."""
+        __tracebackhide__ = True
+        try:
             sandbox = self._create(self.item)
         except Uncrated as refusal:
             self.uncrated = refusal.reason
-            self.item.setup()
-            return
-        except BaseException:
-            private.forget_teardown(self.item)
-            raise
+            return True
         self._sandbox = sandbox
         if self.spec.user is not None and os.geteuid() == 0:
             # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
@@ -196,6 +204,7 @@ class Walk:
         # The mirror keeps both ends, so that writing is no error when the child has gone.
         self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
+        self._interplay.before_fork(self.item)
         _flush(self.item.config)
         # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
         # its thread (faulthandler.c).
@@ -213,13 +222,13 @@ class Walk:
         if self._body == 0:
             self._become_child(sandbox, sending, stacks, here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self.item.setup()
-            return
+            return True
         self._become_mirror()
         self._after_fork(mask, sending, stacks)
         # While the child is at work.
         self._prepare_next()
         self._await("setup")
+        return False
 
     def _check_threads(self) -> None:
         self._threads = threads.others()

@@ -79,6 +79,27 @@ def test_class_scope_without_a_class(pytester: pytest.Pytester, both_ways: BothW
     assert run.outcomes() == {"passed": 6, "errors": 1}
 
 
+def test_failures_of_pytests_own(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """Where only pytest's own frames are on a traceback, the plugin's are no more to be seen than those."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture
+        async def own(): yield 1
+        @pytest.fixture(scope="module")
+        async def wide(): yield 1
+        def test_own(own): pass
+        def test_wide(wide): pass
+        def test_missing(no_such_fixture): pass
+        @pytest.fixture(scope="module")
+        def scope(own): pass
+        def test_scope(scope): pass
+        """
+    )
+    for style in ("auto", "short", "native"):
+        both_ways(f"--tb={style}", printed=False)
+
+
 def test_tmp_path_is_kept_on_the_host(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """tmp_path is below one basetemp, on the host, also by pytest's numbered default; failed tests' are kept."""
     pytester.makepyfile(

@@ -19,7 +19,10 @@ _ADAPTERS = (
     ("benchmark", "pytest_benchmark"),
     ("coverage", ""),  # may be started at any time, by a wider fixture too
     ("django", "pytest_django"),
+    ("httpserver", "pytest_httpserver"),
     ("hypothesis", "hypothesis"),
+    ("postgresql", "pytest_postgresql"),
+    ("randomly", "pytest_randomly"),
     ("regressions", "pytest_regressions"),
     ("syrupy", "syrupy"),
     ("timeout", "pytest_timeout"),
@@ -43,6 +46,11 @@ class Interplay:
     def wider_fixtures(self, item: pytest.Item) -> list[str]:
         """In pytest, before the fork: return the wider fixtures that plugins ask for while the item is set up."""
         return [name for adapter in self._adapters.values() for name in adapter.wider_fixtures(item)]
+
+    def before_fork(self, item: pytest.Item) -> None:
+        """In pytest, when the wider fixtures are set up."""
+        for adapter in self._adapters.values():
+            adapter.before_fork(item)
 
     def child_starts(self, item: pytest.Item) -> None:
         """In a child, confined: note what is there already."""

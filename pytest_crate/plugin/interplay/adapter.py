@@ -19,6 +19,9 @@ class Adapter:
         """
         return ()
 
+    def before_fork(self, item: pytest.Item) -> None:
+        """In pytest, when the wider fixtures are set up."""
+
     def child_starts(self, item: pytest.Item) -> None:
         """In a child, before anything of the test runs."""
 

@@ -41,6 +41,10 @@ class _Results(Adapter):
             commons.hookimpl(getattr(_Noted, name))
         self._noted = _Noted()
         commons.plugin_manager.register(self._noted)
+        # What is noted is written by pytest's process, into a directory that need not be there in a crate.
+        for plugin in commons.plugin_manager.get_plugins():
+            if isinstance(plugin, sys.modules["allure_commons.logger"].AllureFileLogger):
+                commons.plugin_manager.unregister(plugin)
         # pytest's process attaches what was captured, with the report that it gets.
         item.config.option.attach_capture = False
 
@@ -81,7 +85,8 @@ class _Noted:
         self.noted: dict[str, Any] = {"added": [], "attached": {}, "containers": []}
 
     def add_label(self, label_type: Any, labels: Any) -> None:
-        added = {"label_type": str(label_type), "labels": [str(label) for label in labels]}
+        # A severity is a member of an enumeration of texts.
+        added = {"label_type": str(label_type), "labels": [str(getattr(label, "value", label)) for label in labels]}
         self.noted["added"].append(["add_label", added])
 
     def add_link(self, url: Any, link_type: Any, name: Any) -> None:
