@@ -10,6 +10,11 @@ from typing import Any
 VARYING = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0xADDRESS"),
     (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
+    (re.compile(r"\b\d+\.\d+ms\b"), "N.NNms"),
+    (re.compile(r"\bport=\d+"), "port=N"),
+    (re.compile(r"\[\d\d/\w{3}/\d{4} \d\d:\d\d:\d\d\]"), "[TIME]"),
+    # Hypothesis' statistics hold times; a test of their own looks at them.
+    (re.compile(r'("hypothesis-statistics-[^"]*",\s*"value": )"[^"]*"'), "\\1STATISTICS"),
     (re.compile(r"\(cache from \S+ ago"), "(cache from TIME ago"),
     (re.compile(r"runpytest-\d+"), "runpytest-N"),
     # Errors of several fixtures make a group, whose own traceback is in pytest and its plugins.

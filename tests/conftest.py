@@ -87,6 +87,7 @@ class HostTable:
             "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
+            "postgresql": ("PostgreSQL's server is not installed", lambda: pg_ctl() is not None),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }
         self._known: dict[str, bool] = {}
@@ -160,6 +161,12 @@ def public_python() -> str | None:
         except (FileNotFoundError, PermissionError):
             continue
     return None
+
+
+def pg_ctl() -> str | None:
+    """Return the program that controls a PostgreSQL server; Debian keeps it out of the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    return shutil.which("pg_ctl") or (str(found[-1]) if found else None)
 
 
 def alpine_images() -> list[Path]:

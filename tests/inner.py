@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -54,9 +55,11 @@ class InnerRun:
         in_table = False
         for line in without_varying(self.text).splitlines():
             plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
-            # With -q no rule ends the table: its total does.
-            if plain.startswith(("===", "!!!", "---")) or re.match(r"\d+ (passed|failed)\b", plain):
+            if plain.startswith(("===", "!!!", "---")):
                 in_table = plain.strip("=") == " crates "
+            elif re.match(r"\d+ crates?, cpu ", plain):
+                in_table = False  # with -q no rule ends the table: its total does
+                continue
             if not in_table and not line.startswith(("crate: ", "cachedir: ")) and "- generated xml file: " not in line:
                 # The width of a rule depends on the time or the path in it.
                 lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", line))
@@ -91,7 +94,9 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     # In a CI job, which pytest takes these for, the short summary holds whole messages.
-    for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER"):
+    # An inner run is no worker of this one.
+    workers = [name for name in os.environ if name.startswith("PYTEST_XDIST_")]
+    for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER", *workers):
         monkeypatch.delenv(name, raising=False)
     shutil.copy(RECORDER, tmp_path / "crate_recorder.py")
 

@@ -1,0 +1,159 @@
+"""syrupy and pytest-regressions: snapshots are compared, made and renewed though the project is private in a crate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.inner import InnerRun, RunInner
+
+SYRUPY = """
+import pytest
+from syrupy.extensions.json import JSONSnapshotExtension
+from syrupy.extensions.single_file import SingleFileSnapshotExtension
+
+VALUE = {value!r}
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_amber(snapshot, name):
+    assert {{"name": name, "value": VALUE}} == snapshot
+    assert [1, VALUE] == snapshot(name="named")
+
+class TestJson:
+    @pytest.fixture
+    def as_json(self, snapshot): return snapshot.use_extension(JSONSnapshotExtension)
+    def test_json(self, as_json): assert {{"value": VALUE}} == as_json
+
+def test_bytes(snapshot):
+    assert b"\\x00\\xff" + VALUE.encode() == snapshot(extension_class=SingleFileSnapshotExtension)
+"""
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not {"__pycache__", ".pytest_cache"} & set(path.parts)
+    }
+
+
+def _lines(run: InnerRun) -> list[str]:
+    lines = run.printed()
+    start = next((number for number, line in enumerate(lines) if "snapshot report summary" in line), None)
+    return [] if start is None else lines[start:]
+
+
+def test_syrupy(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Made, matched, failed, renewed and removed: the same files and the same summary at each step."""
+    steps = [
+        ("first", ()),  # there is none yet
+        ("first", ("--snapshot-update",)),
+        ("first", ()),
+        ("second", ()),  # another value
+        ("second", ("--snapshot-update",)),
+        ("second", ("-n2",)),
+        ("second", ("--snapshot-details", "-k", "not named and not bytes")),
+        ("without", ("--snapshot-details",)),  # a test is gone: unused snapshots
+        ("without", ("--snapshot-update",)),
+    ]
+    found: dict[str, list[object]] = {"plain": [], "crated": []}
+    snapshots = pytester.path / "__snapshots__"
+    for way, options in (("plain", ()), ("crated", ("--crate-all",))):
+        for value, more in steps:
+            source = SYRUPY.format(value=value)
+            pytester.makepyfile(test_it=source.partition("class TestJson")[0] if value == "without" else source)
+            run = run_inner(*options, *more, way=way, plugins=["syrupy", "xdist"])
+            found[way].append((value, more, run.ret, run.outcomes(), _lines(run), _files(snapshots)))
+        for path in snapshots.rglob("*"):
+            if path.is_file():
+                path.unlink()
+    assert found["crated"] == found["plain"]
+    codes = [step[2] for step in found["plain"]]  # type: ignore[index]
+    assert codes == [1, 0, 0, 1, 0, 0, 0, 1, 0]
+    written = [sorted(step[5]) for step in found["plain"]]  # type: ignore[index]
+    assert written[0] == []
+    assert len(written[1]) == 3
+    assert len(written[-1]) < len(written[1])
+
+
+def test_syrupy_stays_at_home(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """A test that says where to write is not believed: the place is syrupy's own reckoning, below the root."""
+    pytester.makepyfile(
+        f"""
+        from syrupy.extensions.single_file import SingleFileSnapshotExtension
+        class Outside(SingleFileSnapshotExtension):
+            @classmethod
+            def dirname(cls, *, test_location): return {str(tmp_path / "outside")!r}
+        def test_writes(snapshot): assert b"x" == snapshot(extension_class=Outside)
+        """
+    )
+    plain = run_inner("--snapshot-update", plugins=["syrupy"])
+    assert plain.ret == 0
+    assert (tmp_path / "outside").exists()
+    (tmp_path / "outside" / "test_writes.raw").unlink()
+    crated = run_inner("--crate-all", "--snapshot-update", way="crated", plugins=["syrupy"])
+    assert crated.outcomes()["errors"] == 1
+    assert "is not below the root directory" in crated.of("test_writes", "teardown")["longrepr"]
+    assert not (tmp_path / "outside" / "test_writes.raw").exists()
+
+
+REGRESSIONS = """
+VALUE = {value!r}
+def test_data(data_regression): data_regression.check({{"value": VALUE, "list": [1, 2]}})
+def test_file(file_regression): file_regression.check(VALUE + "\\n", extension=".md")
+class TestClass:
+    def test_method(self, data_regression): data_regression.check({{"value": VALUE}}, basename="own-name")
+def test_reads(datadir): assert (datadir / "given.txt").read_text() == "given"
+def test_writes_elsewhere(original_datadir): (original_datadir / "litter").write_text(VALUE)
+"""
+
+
+def test_regressions(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Expected files are made where there are none, and renewed by --force-regen and --regen-all."""
+    steps = [("first", ()), ("first", ()), ("second", ()), ("second", ("--force-regen",)), ("third", ("--regen-all",))]
+    found: dict[str, list[object]] = {"plain": [], "crated": []}
+    expected = pytester.path / "test_it"
+    for way, options in (("plain", ()), ("crated", ("--crate-all",))):
+        expected.mkdir(exist_ok=True)
+        (expected / "given.txt").write_text("given")
+        for value, more in steps:
+            pytester.makepyfile(test_it=REGRESSIONS.format(value=value))
+            run = run_inner(*options, *more, way=way, plugins=["regressions", "pytest-datadir"])
+            files = {name: text for name, text in _files(expected).items() if name != "litter"}
+            found[way].append((value, more, run.ret, run.outcomes(), files))
+        # Only what a fixture of the plugin's has written comes home.
+        assert (expected / "litter").exists() == (way == "plain")
+        for path in expected.iterdir():
+            path.unlink()
+    assert found["crated"] == found["plain"]
+    assert [step[3] for step in found["plain"]] == [  # type: ignore[index]
+        {"passed": 2, "failed": 3},
+        {"passed": 5},
+        {"passed": 2, "failed": 3},
+        {"passed": 2, "failed": 3},
+        {"passed": 5},
+    ]
+
+
+def test_regressions_stay_at_home(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """A test can't have a file written elsewhere: by its name, or through a symlink that is there."""
+    (pytester.path / "test_it").mkdir()
+    (pytester.path / "test_it" / "link").symlink_to(tmp_path)
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        @pytest.mark.parametrize("name", ["../evil.py", "/evil", "link/evil", ".", ""])
+        def test_forges(data_regression, name):
+            from pytest_crate.plugin.interplay.regressions import _ExpectedFiles
+            _ExpectedFiles.take = lambda self, item: {name: "eA=="}
+        def test_has_no_fixture():
+            from pytest_crate.plugin.interplay.regressions import _ExpectedFiles
+            _ExpectedFiles.take = lambda self, item: {"name": "eA=="}
+        """
+    )
+    run = run_inner("--crate-all", plugins=["regressions", "pytest-datadir"])
+    assert run.outcomes() == {"passed": 6, "errors": 6}
+    assert not list(tmp_path.rglob("evil*"))
+    assert not (pytester.path / "evil.py").exists()
+    assert not list((pytester.path / "test_it").glob("[!l]*"))
