@@ -46,14 +46,14 @@ __all__ = [
     "wider_values",
 ]
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001
 
 
-def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def unseen(function: Callable[P, R]) -> Callable[P, R]:
     """Keep a function's frames out of tracebacks as pytest keeps its own out: it drops those of generated code.
 
     A frame that is merely hidden counts as one of the user's, and with no other left pytest says so.

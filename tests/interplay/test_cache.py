@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.inner import BothWays, RunInner
+from tests.inner import BothWays
 
 
 def test_stored(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -22,18 +22,3 @@ def test_stored(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     both_ways("-rP", plugins=[])
     again = both_ways("-rP", plugins=[])
     assert again.of("test_second")["sections"] == [["Captured stdout call", "number 2\n"]]
-
-
-@pytest.mark.parametrize("key", ["../../evil", "/tmp/evil-of-crates", "own/../../../evil"])
-def test_forged(pytester: pytest.Pytester, run_inner: RunInner, key: str) -> None:
-    """A key that leads out of the cache fails the test that sent it, whatever pytest makes of it."""
-    pytester.makepyfile(
-        f"""
-        def test_forges():
-            from pytest_crate.plugin.interplay.cache import _Cache
-            _Cache.take = lambda self, item: [[{key!r}, "1"]]
-        """
-    )
-    run = run_inner("--crate-all", plugins=[])
-    assert run.outcomes() == {"passed": 1, "errors": 1}
-    assert "leads out of the cache" in run.of("test_forges", "teardown")["longrepr"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.inner import InnerRun, RunInner, without_varying
+from tests.comparing import without_varying
+from tests.inner import InnerRun, RunInner
 
 SUITE = """
 import os, pytest

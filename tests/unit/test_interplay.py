@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pytest_crate.plugin.interplay import Interplay
@@ -14,15 +15,16 @@ from pytest_crate.plugin.interplay.adapter import expect, from_bytes, to_bytes
     ("taken", "said"),
     [
         ({"unknown": {"data": []}}, "nothing is expected from 'unknown'"),
-        ({"cache": []}, "nothing is expected from 'cache'"),
-        ({"cache": {}}, "could not be used: KeyError: 'data'"),
-        ({"cache": {"data": 5}}, "could not be used: TypeError: int where list is expected"),
-        ({"cache": {"lost": "why"}}, "what cache kept in the crate could not be brought home: why"),
+        ({"hypothesis": []}, "nothing is expected from 'hypothesis'"),
+        ({"hypothesis": {}}, "could not be used: KeyError: 'data'"),
+        ({"hypothesis": {"data": 5}}, "could not be used: TypeError: int where list is expected"),
+        ({"hypothesis": {"lost": "why"}}, "what hypothesis kept in the crate could not be brought home: why"),
     ],
 )
 def test_forged(request: pytest.FixtureRequest, taken: dict[str, Any], said: str) -> None:
     """An unknown plugin, another form, and what the child could not take are errors that name the plugin."""
-    with pytest.raises(ValueError, match=r"cache|unknown") as caught:
+    assert hypothesis.__version__  # its adapter is there where it is imported
+    with pytest.raises(ValueError, match=r"hypothesis|unknown") as caught:
         Interplay(request.config).give(request.node, taken)
     assert said in str(caught.value)
 
