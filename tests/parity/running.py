@@ -131,7 +131,7 @@ class Workplace:
     def _install(self) -> None:
         wanted = [PYTEST, XDIST, *self.suite.requirements, f"{self.suite.name}=={self.suite.version}"]
         mark = self.directory / "installed.json"
-        told = json.dumps([sys.version, wanted])
+        told = json.dumps([sys.version, sys.base_prefix, wanted])
         if not mark.exists() or mark.read_text() != told:
             mark.unlink(missing_ok=True)
             shutil.rmtree(self._venv, ignore_errors=True)

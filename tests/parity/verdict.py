@@ -19,7 +19,10 @@ _MORE_VARYING = (
     # What xdist puts before every failure.
     (re.compile(r"\[gw\d+\] linux -- Python [^\\\"]*(?:\\n)*"), ""),
     (re.compile(r"\[gw\d+\]"), "[gwN]"),
-    (re.compile(r"\bgw\d+\b|popen-gw\d+/"), "gwN"),
+    (re.compile(r"popen-gw\d+/"), ""),
+    (re.compile(r"\bgw\d+\b"), "gwN"),
+    # Tests of one name share a row of numbers, in the order in which they come to a worker.
+    (re.compile(r"(/pytest-N/\w*?)\d+\b"), r"\1N"),
 )
 
 _DIFF_LINES = 40
@@ -101,8 +104,8 @@ def judge(suite: Suite, plain: Sequence[Run], crated: Sequence[Run]) -> Verdict:
         tests=len({report["nodeid"] for report in first.reports}),
         reports=len(first.reports),
         crated=len({report["nodeid"] for report in first.reports if report["crates"]}),
-        unsteady=tuple(sorted({test for kind, test in unsteady})),
-        flaky=tuple(sorted({test for kind, test in flaky})),
+        unsteady=tuple(sorted({_as_in_junit(test) for _, test in unsteady})),
+        flaky=tuple(sorted({_as_in_junit(test) for _, test in flaky})),
         differences=tuple(differences),
     )
 
@@ -171,7 +174,12 @@ def describe(suite: Suite, verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
+def _as_in_junit(test: str) -> str:
+    """Return one name for a test, whether it is told of by its node id or as JUnit XML has it."""
+    return test.replace(".py::", ".").replace("::", ".").replace("/", ".")
+
+
 def reasons(verdict: Verdict) -> Mapping[str, int]:
     """Return how many tests differ for each reason of the table."""
-    tests = {(difference.test, difference.reason) for difference in verdict.differences if difference.reason}
-    return Counter(reason for _, reason in tests if reason)
+    tests = {(_as_in_junit(each.test), each.reason) for each in verdict.differences if each.reason}
+    return Counter(reason for _, reason in sorted((test, reason) for test, reason in tests if reason))
