@@ -126,7 +126,7 @@ def test_django(pytester: pytest.Pytester, both_ways: BothWays, kind: str) -> No
     _project(pytester, name=":memory:" if in_memory else "db.sqlite3", test=None if in_memory else "t.sqlite3")
     # Django moves tests without transactions to the front; those with real ones empty the tables at their end.
     run = both_ways("-rA", "--create-db", plugins=["django"])
-    assert run.outcomes() == {"passed": 18, "failed": 3}
+    assert run.outcomes() == {"passed": 17, "failed": 3}
     assert "Database access not allowed" in run.of("test_blocked")["longrepr"]
     assert not (pytester.path / "t.sqlite3").exists()
 
@@ -139,5 +139,5 @@ def test_workers_and_reuse(pytester: pytest.Pytester, run_inner: RunInner) -> No
     assert host.outcomes() == {"passed": 1}
     (pytester.path / "test_host.py").unlink()
     first = run_inner("--crate-all", "-n2", "--reuse-db", plugins=["django", "xdist"])
-    assert first.outcomes() == {"passed": 18, "failed": 3}
+    assert first.outcomes() == {"passed": 17, "failed": 3}
     assert {path.name for path in Path(pytester.path).glob("t*.sqlite3*")} == {"t_gw0.sqlite3", "t_gw1.sqlite3"}
