@@ -60,7 +60,11 @@ class InnerRun:
             elif re.match(r"\d+ crates?, cpu ", plain):
                 in_table = False  # with -q no rule ends the table: its total does
                 continue
-            if not in_table and not line.startswith(("crate: ", "cachedir: ")) and "- generated xml file: " not in line:
+            if (
+                not in_table
+                and not plain.startswith(("crate: ", "cachedir: ", "confinement loosened: "))
+                and "- generated xml file: " not in line
+            ):
                 # The width of a rule depends on the time or the path in it.
                 lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", line))
                 if lines[-1].partition(" - ")[0] in bare:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ParamSpec, TextIO, TypeVar, cast
+from typing import Any, TextIO, cast
 
 import pluggy
 import pytest
@@ -42,28 +42,13 @@ __all__ = [
     "take_junit_records",
     "tear_down_all",
     "terminal_written_to",
-    "unseen",
     "wider_values",
 ]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001
 
 
-def unseen(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep a function's frames out of tracebacks as pytest keeps its own out: it drops those of generated code.
-
-    A frame that is merely hidden counts as one of the user's, and with no other left pytest says so.
-    """
-    code = function.__code__
-    function.__code__ = code.replace(co_filename=f"<{code.co_filename}>")
-    return function
-
-
-@unseen
 def set_up_wider_fixtures(item: pytest.Item, more: Iterable[str] = ()) -> None:
     """Set up, in the calling process, every fixture of the item with a scope wider than a function.
 

@@ -30,8 +30,9 @@ def pack_exception(error: BaseException) -> dict[str, Any]:
 def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
     left[0] -= 1
     arguments: tuple[Any, ...] = error.args
-    if isinstance(error, OSError) and error.filename is not None:
-        arguments = (error.errno, error.strerror, error.filename)  # its args are the first two
+    with contextlib.suppress(Exception):  # a class of the user's may do anything when it is looked at
+        if isinstance(error, OSError) and error.filename is not None:
+            arguments = (error.errno, error.strerror, error.filename)  # its args are the first two
     packed: dict[str, Any] = {
         "classes": [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__],
         "text": transfer.to_text(error),

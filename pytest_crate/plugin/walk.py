@@ -170,7 +170,6 @@ class Walk:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
         self._phase_over = True
 
-    @private.unseen
     def _set_up(self) -> None:
         del self.item.setup  # the class's own method again
         try:
@@ -541,16 +540,18 @@ class Walk:
             lent.take_back()
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
-        # The run ends, whatever there is to be said of this test.
+        interrupted = stop["kind"] == "interrupt"
+        path, line = (str(stop["path"]), int(stop["line"])) if interrupted else ("", 0)
+        reason, code = ("", None) if interrupted else (str(stop["reason"]), stop["returncode"])
+        code = None if code is None else int(code)
+        # The run ends, whatever there is to be said of this test; a forged word of it does not hold the run up.
+        self._deadline = time.monotonic() + _INTERRUPT_SECONDS
         with contextlib.suppress(CrateFailed):
             self._take_rest()
-        if stop["kind"] == "interrupt":
-            path, line = str(stop["path"]), int(stop["line"])
-            self.end()
-            _raise_interrupt(path, line)
-        reason, code = str(stop["reason"]), stop["returncode"]
         self.end()
-        pytest.exit(reason, returncode=None if code is None else int(code))
+        if interrupted:
+            _raise_interrupt(path, line)
+        pytest.exit(reason, returncode=code)
 
     def _interrupt(self) -> None:
         """Pass Ctrl-C on to the child, which is in a session of its own: its fixtures are torn down, as in a plain run.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from pytest_crate.kernel import cgroup
 from tests.inner import RunInner
 
 SHOW = """
@@ -163,17 +166,31 @@ def test_report_without_crates(pytester: pytest.Pytester, run_inner: RunInner) -
     assert json.loads(path.read_text())["tests"] == []
 
 
+@pytest.fixture
+def memory_only() -> Iterator[str]:
+    """A control group below which only memory can be limited: it is in no other hierarchy."""
+    mounts = cgroup.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    name = f"pytest-crate-test-{os.getpid()}"
+    directory = Path(next(mount.point for mount in mounts if "memory" in mount.controllers), name)
+    directory.mkdir()
+    yield f"/{name}"
+    directory.rmdir()
+
+
+@pytest.mark.needs("root", "cgroup v1")
 @pytest.mark.parametrize("policy", ["fail", "skip", "run"])
 @pytest.mark.parametrize("require", [False, True])
-def test_unsupported(pytester: pytest.Pytester, run_inner: RunInner, policy: str, require: bool) -> None:
+def test_unsupported(
+    pytester: pytest.Pytester, run_inner: RunInner, memory_only: str, policy: str, require: bool
+) -> None:
     """A crate that the host can't enforce fails, is skipped or runs outside, as set; --crate-require lets none pass."""
-    pytester.makeini(f"[pytest]\ncrate_unsupported = {policy}\n")
+    pytester.makeini(f"[pytest]\ncrate_unsupported = {policy}\ncrate_cgroup_parent = {memory_only}\n")
     pytester.makepyfile(
         """
         import pytest
-        @pytest.mark.crate(cpuset="4095")
+        @pytest.mark.crate(cpus=0.5)
         def test_it(): pass
-        @pytest.mark.crate(cpuset="4095")
+        @pytest.mark.crate(cpus=0.5)
         def test_drives(crate_sandbox): pass
         @pytest.mark.crate
         def test_other(): pass
@@ -184,10 +201,9 @@ def test_unsupported(pytester: pytest.Pytester, run_inner: RunInner, policy: str
     when = "call" if outcome == "passed" else "setup"
     assert run.of("test_it", when)["outcome"] == outcome
     if outcome == "passed":
-        assert "cpuset" in run.of("test_it", "teardown")["uncrated"]
+        assert "no limit on cpus" in run.of("test_it", "teardown")["uncrated"]
     else:
-        assert "cpuset" in run.of("test_it", when)["longrepr"]
-        assert "4095" in run.of("test_it", when)["longrepr"]
+        assert "no limit on cpus" in run.of("test_it", when)["longrepr"]
     assert run.of("test_drives", "setup")["outcome"] == ("failed" if outcome == "passed" else outcome)
     assert run.of("test_other")["outcome"] == "passed"
 
