@@ -345,7 +345,7 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     if report.failed and walk.result is not None:
         result = walk.result
         if walk.collapsed_in(call.when) or near_limits(result, walk.spec):
-            report.sections.append(failure_section(result, walk.spec, stacks=walk.stacks))
+            report.sections.append(failure_section(result, walk.spec, stacks=walk.stacks, left_behind=walk.left_behind))
     return report
 
 

@@ -29,8 +29,9 @@ def pack_exception(error: BaseException) -> dict[str, Any]:
 
 def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
     left[0] -= 1
-    arguments: tuple[Any, ...] = error.args
+    arguments: tuple[Any, ...] = (object(),)
     with contextlib.suppress(Exception):  # a class of the user's may do anything when it is looked at
+        arguments = tuple(error.args)
         if isinstance(error, OSError) and error.filename is not None:
             arguments = (error.errno, error.strerror, error.filename)  # its args are the first two
     packed: dict[str, Any] = {

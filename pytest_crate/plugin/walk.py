@@ -426,6 +426,12 @@ class Walk:
             return "no"
         return "loud" if self._collapsed else "quiet"
 
+    @property
+    def left_behind(self) -> str:
+        """In the mirror: the threads that a crate which hung may have missed, where none is known to hold a lock."""
+        hung = "timeout" in self._exceeded and not _hold_locks(self._threads)
+        return ", ".join(map(str, self._threads)) if hung else ""
+
     def is_phase(self, when: str) -> bool:
         """Whether the report to be made is a phase's own, not one made in the midst of it (a subtest's)."""
         return self._phase_over and when == self._phase
@@ -460,7 +466,9 @@ class Walk:
             self.end()
             if isinstance(error, SandboxError):
                 raise CrateFailed(f"crate: {error}") from None
-            if self._threads and not isinstance(error, (CrateFailed, KeyboardInterrupt, pytest.exit.Exception)):
+            if _hold_locks(self._threads) and not isinstance(
+                error, (CrateFailed, KeyboardInterrupt, pytest.exit.Exception)
+            ):
                 # Another plugin's own timeout, raised from a signal.
                 error.add_note(threads.left_behind(self._threads))
             raise
@@ -700,7 +708,7 @@ class Walk:
                 if self._entered
                 else "\nIts process was still on its way into the crate."
             )
-        if self._threads:
+        if _hold_locks(self._threads):
             message += f"\n{threads.left_behind(self._threads)}"
         raise CrateFailed(message)
 
@@ -811,6 +819,10 @@ def _excinfo(error: BaseException) -> pytest.ExceptionInfo[BaseException]:
         raise error
     except BaseException as caught:  # noqa: BLE001 - whatever a test may raise
         return pytest.ExceptionInfo.from_exception(caught)
+
+
+def _hold_locks(others: Iterable[threads.OtherThread]) -> bool:
+    return any(thread.locks for thread in others)
 
 
 def _stop_message(error: BaseException) -> dict[str, Any]:

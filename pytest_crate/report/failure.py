@@ -24,7 +24,7 @@ _RUNNER_FRAME = re.compile(r'  File ".*/_pytest/runner\.py", line \S+ in pytest_
 
 
 def failure_section(
-    crate: CrateResult, spec: CrateSpec, *, stderr: bytes | str = b"", stacks: str = ""
+    crate: CrateResult, spec: CrateSpec, *, stderr: bytes | str = b"", stacks: str = "", left_behind: str = ""
 ) -> tuple[str, str]:
     """Return title and text of the section on one crate of a failed test.
 
@@ -33,6 +33,7 @@ def failure_section(
         :data:`STDERR_BYTES` bytes are shown, with control characters spelled out.
     :param stacks: where its threads were when the timeout came, or it crashed; the first
         :data:`STACK_LINES` lines are shown, without the frames of pytest below the test's own.
+    :param left_behind: threads that were alive in pytest when it forked, and that the crate has not.
     """
     usage = crate.usage
     lines = [failure_message(limit, spec, usage) for limit in crate.exceeded]
@@ -45,6 +46,7 @@ def failure_section(
         ("killed", _killed(crate)),
         ("ended", str(crate.exit)),
         ("loosened", ", ".join(loosened(spec.to_json()))),
+        ("threads", f"alive in pytest, not in the crate: {left_behind}" if left_behind else ""),
     ]
     lines += [f"{name:<8}  {text}" for name, text in facts if text]
     if stderr:

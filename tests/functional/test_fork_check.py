@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.inner import BothWays, RunInner
@@ -47,6 +49,19 @@ def test_a_hang_names_thread_and_locks(pytester: pytest.Pytester, run_inner: Run
         "1 other thread was alive in pytest when the crate was forked: "
         f"'holder' (test_a_hang_names_thread_and_locks.py:{line} in serve; locked: LOCK, self.guard). "
         "The crate has none of it, and what it had locked stays locked in it."
+    )
+
+
+def test_a_hang_beside_a_thread_without_locks(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A thread that holds nothing is probably not to blame: it is named among the crate's facts, not in the message."""
+    source = HOLDER.replace("with LOCK, self.guard:", "if True:")
+    pytester.makepyfile(source + "@pytest.mark.crate(timeout=1)\ndef test_waits(server): threading.Event().wait()\n")
+    report = run_inner(*ALONE).of("test_waits")
+    assert report["longrepr"] == "timeout of 1 s exceeded"
+    assert re.search(
+        r"^threads   alive in pytest, not in the crate: 'holder' \(\S+:\d+ in serve\)$",
+        dict(report["sections"])["Crate"],
+        re.MULTILINE,
     )
 
 

@@ -114,3 +114,25 @@ def test_forged(packed: dict[str, Any]) -> None:
     """What is no exception is none."""
     with pytest.raises((KeyError, ValueError, IndexError)):
         raised.unpack_exception(packed)
+
+
+class Hostile(OSError):
+    """Raises whatever of it is looked at."""
+
+    @property
+    def args(self) -> tuple[object, ...]:  # type: ignore[override]
+        raise ZeroDivisionError
+
+    @property
+    def filename(self) -> str:
+        raise ZeroDivisionError
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_an_exception_that_can_not_be_looked_at() -> None:
+    """It crosses by its class, with a text that says so."""
+    crossed = _crossed(Hostile())
+    assert type(crossed).__name__ == "Hostile"
+    assert "Hostile" in str(crossed)
