@@ -29,6 +29,7 @@ _LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_crate.sa
 
 
 # Their handlers may raise. In the midst of a request that would cost the launcher, for its answer would still come.
+_HELD_SECONDS = 2.0
 _HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
 
 
@@ -155,7 +156,7 @@ class Engine:
         :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
         :raises HostError: the host can't give what it needs.
         """
-        with self._lock, _signals_held():
+        with self._lock, _signals_held() as mask:
             # A new launcher counts its crates from 1 again: another's number would hit one of them.
             if launcher is not None and (self._channel is None or self._pid != launcher or _hung_up(self._channel)):
                 raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
@@ -166,10 +167,10 @@ class Engine:
                 self._forget()
                 raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
             try:
+                _await(channel, mask)
                 answer, received = self._receive()
             except BaseException:
-                # Something raised in the midst of it (a handler of a signal that another thread took): the answer may
-                # still come, and would be taken for the next request's.
+                # A signal's handler raised: the answer may still come, and would be taken for the next request's.
                 self._forget()
                 raise
         if "sandbox_error" in answer:
@@ -312,12 +313,21 @@ def _identities(operations: Sequence[mounts.Operation]) -> tuple[object, ...]:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_held() -> Iterator[set[int]]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
-        yield
+        yield {int(number) for number in mask}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _await(channel: socket.socket, mask: set[int]) -> None:
+    """Wait for an answer: for a while with signals held, then, if the launcher may be stuck, with the caller's mask."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    if not poll.poll(_HELD_SECONDS * 1e3):
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        poll.poll()
 
 
 def _hung_up(channel: socket.socket) -> bool:
