@@ -100,7 +100,9 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
     # In a CI job, which pytest takes these for, the short summary holds whole messages.
     # An inner run is no worker of this one.
     workers = [name for name in os.environ if name.startswith("PYTEST_XDIST_")]
-    for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER", *workers):
+    # What is printed goes through buffers, as it does wherever nobody has asked for another way.
+    python = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+    for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER", *python, *workers):
         monkeypatch.delenv(name, raising=False)
     shutil.copy(RECORDER, tmp_path / "crate_recorder.py")
 

@@ -164,7 +164,7 @@ class Walk:
                 private.own_wider_finalizers(self.item)
             self._pipe.await_mirror()
         elif self._step >= 0:
-            os.write(self._step, b".")
+            self._let_child_go_on()
 
     def phase_ends(self) -> None:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
@@ -540,7 +540,12 @@ class Walk:
             if message["debugger"] is True:
                 self._lent = keyboard.Lent(self._pidfd)
         if "debugger" in message or "interacts" in message:
-            os.write(self._step, b".")
+            self._let_child_go_on()
+
+    def _let_child_go_on(self) -> None:
+        # What has been printed here comes first: it may still be in a buffer.
+        _flush(self.item.config)
+        os.write(self._step, b".")
 
     def _take_terminal_back(self) -> None:
         lent, self._lent = self._lent, None

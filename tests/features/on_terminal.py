@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 PATIENCE_SEC = 30.0
+# select and pselect6 on x86_64, pselect6 on aarch64 (asm/unistd.h)
+_SELECT = {"x86_64": ("23", "270"), "aarch64": ("72",)}.get(os.uname().machine, ())
 
 # As a shell starts a foreground job: with the terminal as its controlling one.
 _ON_TERMINAL = """
@@ -59,6 +63,16 @@ class Session:
         self._shown = self._shown[match.end() :]
         return match
 
+    def await_reader(self) -> None:
+        """Wait until a process below pytest waits for keys, as readline does: in select(2) (proc(5), syscall).
+
+        A signal that comes between its prompt and that is seen with the next key only, crate or not.
+        """
+        end = time.monotonic() + PATIENCE_SEC
+        while not any(_system_call(child.pid) in _SELECT for child in psutil.Process(self.process.pid).children(True)):
+            assert time.monotonic() < end, "nobody reads"
+            time.sleep(0.01)
+
     def ends(self) -> tuple[int, str]:
         """Wait for the end; return the status and what was shown last. The terminal must be as it was."""
         end = time.monotonic() + PATIENCE_SEC
@@ -81,6 +95,13 @@ class Session:
         with self.process:
             if self.process.poll() is None:
                 self.process.kill()
+
+
+def _system_call(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/syscall").read_text().partition(" ")[0]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return ""
 
 
 @contextmanager

@@ -134,6 +134,7 @@ def test_interrupt_at_the_prompt(pytester: pytest.Pytester, start: Start) -> Non
     )
     run = start("-s")
     run.expect(r"\(Pdb\) ")
+    run.await_reader()
     run.type("\x03")
     run.expect(r"--KeyboardInterrupt--")
     run.expect(r"\(Pdb\) ")

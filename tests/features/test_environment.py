@@ -9,8 +9,9 @@ import pytest
 from tests.inner import BothWays, RunInner
 
 
-def test_current_test(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+def test_current_test(pytester: pytest.Pytester, both_ways: BothWays, monkeypatch: pytest.MonkeyPatch) -> None:
     """PYTEST_CURRENT_TEST names test and phase, inside and outside, and is gone after it; PYTEST_VERSION stays."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # a child process writes past Python's buffer (test_capture.py)
     pytester.makeconftest(
         """
         import os, pytest
