@@ -99,7 +99,10 @@ def run_inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     # In a CI job, which pytest takes these for, the short summary holds whole messages.
     # An inner run is no worker of this one.
-    workers = [name for name in os.environ if name.startswith("PYTEST_XDIST_")]
+    # Nor is it in the CI job of which tox keeps the variables.
+    workers = [
+        name for name in os.environ if name.startswith(("PYTEST_XDIST_", "__TOX_ENVIRONMENT_VARIABLE_ORIGINAL_"))
+    ]
     # What is printed goes through buffers, as it does wherever nobody has asked for another way.
     python = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
     for name in ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "CI", "BUILD_NUMBER", *python, *workers):

@@ -140,4 +140,4 @@ def test_workers_and_reuse(pytester: pytest.Pytester, run_inner: RunInner) -> No
     (pytester.path / "test_host.py").unlink()
     first = run_inner("--crate-all", "-n2", "--reuse-db", plugins=["django", "xdist"])
     assert first.outcomes() == {"passed": 17, "failed": 3}
-    assert {path.name for path in Path(pytester.path).glob("t*.sqlite3*")} == {"t_gw0.sqlite3", "t_gw1.sqlite3"}
+    assert {path.name for path in Path(pytester.path).glob("t*.sqlite3*")} == {"t.sqlite3_gw0", "t.sqlite3_gw1"}

@@ -6,7 +6,10 @@ import importlib.util
 
 import pytest
 
-from tests.inner import BothWays
+from tests.comparing import without_varying
+from tests.inner import BothWays, RunInner
+
+SUBTESTS = importlib.util.find_spec("_pytest.subtests") is not None
 
 SUITE = """
 import asyncio, unittest
@@ -34,7 +37,7 @@ class Base(unittest.TestCase):
     def test_unexpected(self): pass
     def test_subtests(self):
         for number in range(4):
-            with self.subTest("each", number=number): self.assertNotEqual(number % 2, 1)
+            with self.subTest("each", number=number): self.assertNotEqual(number, 5)
     def test_subtests_skip(self):
         for number in range(3):
             with self.subTest(number=number):
@@ -82,6 +85,30 @@ def test_unittest(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert run.outcomes()["xfailed"] == 1
 
 
+def test_failed_subtests_of_a_case(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Each failed subtest of a case has its report, and the test fails.
+
+    The letter of its progress is on the terminal. Without a crate pytest writes it while it captures, and so into the
+    test's captured output: the one thing that differs.
+    """
+    pytester.makepyfile(
+        """
+        import unittest
+        class Base(unittest.TestCase):
+            def test_subtests(self):
+                for number in range(4):
+                    with self.subTest("each", number=number): self.assertNotEqual(number % 2, 1)
+        """
+    )
+    plain = run_inner("-rA", plugins=[])
+    crated = run_inner("--crate-all", "-rA", way="crated", plugins=[])
+    compared = ("nodeid", "when", "outcome", "longrepr", "kind")
+    facts = [[{name: report[name] for name in compared} for report in run.reports] for run in (plain, crated)]
+    assert without_varying(str(facts[0])) == without_varying(str(facts[1]))
+    assert plain.outcomes() == crated.outcomes()
+    assert sum(report["outcome"] == "failed" for report in crated.reports) == (2 if SUBTESTS else 1)
+
+
 def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """The subtests fixture, pytest's own or before pytest 9 pytest-subtests': passed, failed and skipped ones."""
     pytester.makepyfile(
@@ -100,7 +127,8 @@ def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
             assert 1 == 2
         """
     )
-    plugins = [] if importlib.util.find_spec("_pytest.subtests") else ["subtests"]
-    run = both_ways("-rA", plugins=plugins)
-    # A failed subtest fails its test in pytest 9.
-    assert run.of("test_fixture")["outcome"] == ("passed" if plugins else "failed")
+    run = both_ways("-rA", plugins=[] if SUBTESTS else ["subtests"])
+    # The last report is the test's own. A failed subtest fails its test in pytest 9.
+    own = [report for report in run.reports if report["nodeid"].endswith("::test_fixture") and report["when"] == "call"]
+    assert own[-1]["outcome"] == ("failed" if SUBTESTS else "passed")
+    assert [report["outcome"] for report in own[:-1]] == ["passed", "failed", "passed", "skipped"]
