@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.inner import BothWays
+from tests.inner import BothWays, RunInner
 
 
 @pytest.mark.parametrize("mode", ["fd", "sys", "tee-sys", "no"])
@@ -79,3 +79,20 @@ def test_standard_input(pytester: pytest.Pytester, both_ways: BothWays, mode: st
     assert run.of("test_replaced")["outcome"] == "passed"
     if mode != "no":
         assert "reading from stdin while output is captured" in run.of("test_input")["longrepr"]
+
+
+def test_buffers(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Uncaptured output to a pipe: what was printed in a phase comes before what a later one writes past the buffer."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        @pytest.fixture
+        def prints(): print("through the buffer")
+        def test_it(prints): os.write(1, b"past the buffer\\n")
+        """
+    )
+    places = [
+        [run_inner(*args, "-s").text.index(words) for words in ("through the buffer", "past the buffer")]
+        for args in ((), ("--crate-all",))
+    ]
+    assert [through < past for through, past in places] == [False, True]
