@@ -38,7 +38,7 @@ from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.environment import payload_environment
-from pytest_crate.sandbox.sandbox import NOTHING_YET
+from pytest_crate.sandbox.sandbox import NOTHING_YET, Watched
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -391,14 +391,11 @@ class Walk:
             self.end()
             raise
         exit_ = self._wait_for_exit()
-        # Once more: a daemon may have met a limit since.
-        exceeded = self._exceeded_since()
-        if "timeout" in self._exceeded:
-            exceeded.append("timeout")
         self.end()
-        if exceeded:
+        # What a daemon has met since its test's last report, up to its own end, counts as well.
+        if self._exceeded:
             self._collapsed.add("teardown")
-            raise CrateFailed(self._limit_message(exceeded))
+            raise CrateFailed(self._limit_message(self._exceeded))
         if exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
             self._collapsed.add("teardown")
             raise CrateFailed(
@@ -798,6 +795,8 @@ class Walk:
                 self._deadline = None
                 self._wait_for_exit()
             usage = sandbox.close()
+            last = Watched(oom_kills=usage.memory_oom_kills, pids_max=usage.pids_max_events, timed_out=False)
+            self._exceeded += [limit for limit in last.limits_since(self._seen) if limit not in self._exceeded]
             order: tuple[Limit, ...] = ("memory", "pids", "timeout")
             self.result = CrateResult(
                 name=BODY,
