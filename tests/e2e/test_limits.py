@@ -230,7 +230,9 @@ def test_levels_are_of_the_moment_when_the_body_has_run(run_crated: RunCrated) -
     """What a body holds at its end, or when it is killed, are its levels of memory; a peak may be far above them."""
     run = run_crated(LEVELS, "--crate-all")
     holds, killed, none = (run.usage(f"test_{name}") for name in ("holds", "is_killed", "holds_no_more"))
-    assert 20 * MIB <= (holds["memory_anon_bytes"] or 0) < 26 * MIB
-    assert 10 * MIB <= (holds["memory_shmem_bytes"] or 0) < 12 * MIB
-    assert 20 * MIB <= (killed["memory_anon_bytes"] or 0) < 26 * MIB
-    assert 0 < (none["memory_anon_bytes"] or 0) < 6 * MIB < 20 * MIB <= (none["memory_peak_bytes"] or 0)
+    # The kernel keeps these counters for each CPU, and adds them up every two seconds or when much has changed: they
+    # may lag by some MiB (mm/memcontrol.c, FLUSH_TIME).
+    assert 16 * MIB <= (holds["memory_anon_bytes"] or 0) < 26 * MIB
+    assert 6 * MIB <= (holds["memory_shmem_bytes"] or 0) < 12 * MIB
+    assert 16 * MIB <= (killed["memory_anon_bytes"] or 0) < 26 * MIB
+    assert (none["memory_anon_bytes"] or 0) < 10 * MIB < 20 * MIB <= (none["memory_peak_bytes"] or 0)
