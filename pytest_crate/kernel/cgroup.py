@@ -6,12 +6,13 @@ import dataclasses
 import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_crate.errors import HostError
 from pytest_crate.kernel import cgroup_v1, cgroup_v2
 from pytest_crate.kernel.cgroupfs import (
     Events,
+    MemoryLevels,
     MissingLimit,
     Owner,
     Refusal,
@@ -28,12 +29,14 @@ __all__ = [
     "CgroupMount",
     "CgroupParent",
     "Events",
+    "MemoryLevels",
     "MissingLimit",
     "NoCgroups",
     "Owner",
     "Refusal",
     "explain_refusal",
     "find_parent",
+    "from_json",
     "locate",
     "parse_membership",
     "parse_mountinfo",
@@ -68,11 +71,20 @@ class Cgroup(Protocol):
     def populated(self) -> bool:
         """Tell whether a process is inside."""
 
+    def known_empty(self) -> bool:
+        """Tell whether nothing can be charged to it any more: no task is inside, not even a zombie. Cheap."""
+
     def events(self) -> Events:
         """Return how often the limits have been met so far; cheap."""
 
+    def levels(self) -> MemoryLevels:
+        """Return the memory that is charged now."""
+
     def usage(self) -> Usage:
         """Return what has been used so far."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :func:`from_json` finds it by, in another process."""
 
     def remove(self) -> None:
         """Remove it; again is fine, and so is one half made."""
@@ -121,14 +133,34 @@ class _NoCgroup:
     def populated(self) -> bool:
         return False
 
+    def known_empty(self) -> bool:
+        return False
+
     def events(self) -> Events:
         return Events()
+
+    def levels(self) -> MemoryLevels:
+        return MemoryLevels()
 
     def usage(self) -> Usage:
         return Usage()
 
+    def to_json(self) -> dict[str, Any]:
+        return {"version": 0}
+
     def remove(self) -> None:
         """There is nothing to remove."""
+
+
+def from_json(data: Mapping[str, Any]) -> Cgroup:
+    """Return the control group that :meth:`Cgroup.to_json` described: to be read and entered, not to be limited."""
+    match data["version"]:
+        case 1:
+            return cgroup_v1.CgroupV1(data["directories"], cpuset=None, limits=frozenset())
+        case 2:
+            return cgroup_v2.CgroupV2(data["directory"], limits=frozenset())
+        case _:
+            return _NoCgroup()
 
 
 class NoCgroups:

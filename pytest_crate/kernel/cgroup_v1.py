@@ -6,10 +6,12 @@ import errno
 import os.path
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel.cgroupfs import (
     Events,
+    MemoryLevels,
     MissingLimit,
     Refusal,
     explain_refusal,
@@ -122,12 +124,31 @@ class CgroupV1:
         """Tell whether a process is inside."""
         return bool(self.pids())
 
+    def known_empty(self) -> bool:
+        """Tell whether no task is inside, or in a control group below, not even a zombie."""
+        # Every task enters all hierarchies, and can leave none.
+        tasks = self._number("pids", "pids.current")
+        return not self.populated() if tasks is None else tasks == 0
+
     def events(self) -> Events:
         """Return how often the limits have been met so far."""
         return Events(
             oom_kills=self._table("memory", "memory.oom_control").get("oom_kill"),  # kernel 4.13
             pids_max=self._table("pids", "pids.events").get("max"),
         )
+
+    def levels(self) -> MemoryLevels:
+        """Return the memory that is charged now; the kernel adds up some of it only now and then."""
+        memory = self._table("memory", "memory.stat")
+        return MemoryLevels(
+            anon_bytes=memory.get("total_rss"),
+            file_bytes=memory.get("total_cache"),
+            shmem_bytes=memory.get("total_shmem"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what finds it again."""
+        return {"version": 1, "directories": self._directories}
 
     def usage(self) -> Usage:
         """Return what has been used so far; ``wall_usec`` and pressure are unknown here."""
@@ -136,7 +157,7 @@ class CgroupV1:
             cpu_nsec, self._number("cpuacct", "cpuacct.usage_user"), self._number("cpuacct", "cpuacct.usage_sys")
         )
         cpu = self._table("cpu", "cpu.stat")
-        memory = self._table("memory", "memory.stat")
+        levels = self.levels()
         peak_bytes = self._number("memory", "memory.max_usage_in_bytes")
         read_bytes, write_bytes = self._io_bytes()
         events = self.events()
@@ -147,9 +168,9 @@ class CgroupV1:
             cpu_throttled_usec=_usec(cpu.get("throttled_time")),
             cpu_nr_throttled=cpu.get("nr_throttled"),
             memory_peak_bytes=peak_bytes,
-            memory_anon_bytes=memory.get("total_rss"),
-            memory_file_bytes=memory.get("total_cache"),
-            memory_shmem_bytes=memory.get("total_shmem"),
+            memory_anon_bytes=levels.anon_bytes,
+            memory_file_bytes=levels.file_bytes,
+            memory_shmem_bytes=levels.shmem_bytes,
             memory_oom_kills=events.oom_kills,
             memory_max_events=self._memory_max_events(peak_bytes),
             pids_peak=self._number("pids", "pids.peak"),  # kernel 6.1

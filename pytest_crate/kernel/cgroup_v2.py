@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from typing import Any
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel.cgroupfs import (
     Events,
+    MemoryLevels,
     MissingLimit,
     Refusal,
     explain_refusal,
@@ -100,6 +102,11 @@ class CgroupV2:
         """Tell whether a process is inside, or in a control group below."""
         return bool(read_table(f"{self.directory}/cgroup.events").get("populated", 0))
 
+    def known_empty(self) -> bool:
+        """Tell whether no task is inside, or in a control group below."""
+        tasks = read_number(f"{self.directory}/pids.current")
+        return not self.populated() if tasks is None else tasks == 0
+
     def events(self) -> Events:
         """Return how often the limits have been met so far."""
         return Events(
@@ -107,10 +114,21 @@ class CgroupV2:
             pids_max=read_table(f"{self.directory}/pids.events").get("max"),
         )
 
+    def levels(self) -> MemoryLevels:
+        """Return the memory that is charged now."""
+        memory = read_table(f"{self.directory}/memory.stat")
+        return MemoryLevels(
+            anon_bytes=memory.get("anon"), file_bytes=memory.get("file"), shmem_bytes=memory.get("shmem")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what finds it again."""
+        return {"version": 2, "directory": self.directory}
+
     def usage(self) -> Usage:
         """Return what has been used so far; ``wall_usec`` is unknown here."""
         cpu = read_table(f"{self.directory}/cpu.stat")
-        memory = read_table(f"{self.directory}/memory.stat")
+        levels = self.levels()
         memory_events = read_table(f"{self.directory}/memory.events")
         read_bytes, write_bytes = self._io_bytes()
         return Usage(
@@ -120,9 +138,9 @@ class CgroupV2:
             cpu_throttled_usec=cpu.get("throttled_usec"),
             cpu_nr_throttled=cpu.get("nr_throttled"),
             memory_peak_bytes=read_number(f"{self.directory}/memory.peak"),  # kernel 5.19
-            memory_anon_bytes=memory.get("anon"),
-            memory_file_bytes=memory.get("file"),
-            memory_shmem_bytes=memory.get("shmem"),
+            memory_anon_bytes=levels.anon_bytes,
+            memory_file_bytes=levels.file_bytes,
+            memory_shmem_bytes=levels.shmem_bytes,
             memory_oom_kills=memory_events.get("oom_kill"),
             memory_max_events=memory_events.get("max"),
             pids_peak=read_number(f"{self.directory}/pids.peak"),  # kernel 6.1

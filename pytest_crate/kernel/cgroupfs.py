@@ -67,6 +67,20 @@ class Events:
     pids_max: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLevels:
+    """The memory that is charged to a crate at one moment; None where the kernel does not say.
+
+    :ivar anon_bytes: of its processes' own.
+    :ivar file_bytes: page cache, shared memory in it.
+    :ivar shmem_bytes: shared memory, and files on a tmpfs.
+    """
+
+    anon_bytes: int | None = None
+    file_bytes: int | None = None
+    shmem_bytes: int | None = None
+
+
 def wanted_limits(spec: CrateSpec) -> tuple[str, ...]:
     """Return the keys of the limits that a spec must have, in the order of :data:`LIMIT_KEYS`.
 

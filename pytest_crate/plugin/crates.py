@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_crate.images import ImageStore
 
 
+_Plans = dict[tuple[CrateSpec, str | None], tuple[mounts.Operation, ...]]
+
+
 class Crates:
     """The crates of one pytest process; made at collection if a test wants one, closed at the end."""
 
@@ -34,6 +37,8 @@ class Crates:
         self._opened: set[str] = set()
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
+        # What has been planned of the host as it was seen last.
+        self._planned: tuple[rootfs.HostView, _Plans] | None = None
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
         self._basetemp = os.path.realpath(private.basetemp(config))
@@ -80,12 +85,20 @@ class Crates:
             raise Uncrated(reason)
         pytest.fail(reason, pytrace=False)
 
-    def plan(self, spec: CrateSpec) -> list[mounts.Operation]:
-        """Return the mount operations of a spec's root."""
+    def plan(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
+        """Return the mount operations of a spec's root; the same object where they are the same as before."""
         rootfs_path = None if spec.image is None else self._open_image(spec.image)
         if rootfs_path is not None and self._libraries is None:
             self._libraries = host_view.load_interpreter_libraries()
-        return rootfs.plan_root(spec, self._view(), rootfs=rootfs_path)
+        view = self._view()
+        if not rootfs.is_all_in_view(view):
+            return rootfs.plan_root(spec, view, rootfs=rootfs_path)
+        if self._planned is None or self._planned[0] != view:
+            self._planned = view, {}
+        plans = self._planned[1]
+        if (spec, rootfs_path) not in plans:
+            plans[spec, rootfs_path] = rootfs.plan_root(spec, view, rootfs=rootfs_path)
+        return plans[spec, rootfs_path]
 
     def hides(self, path: str) -> bool:
         """Return whether crates on the host's root hide a path of the host's: a home's, a temporary directory's."""
@@ -144,7 +157,7 @@ class Crates:
             reporter.write_line(line)
             reporter.flush()
 
-    def _show(self, spec: CrateSpec, operations: list[mounts.Operation]) -> None:
+    def _show(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> None:
         for line in debug_lines(spec, operations):
             self._progress(line)
 
@@ -166,7 +179,7 @@ def _numbered_directories(basetemp: str) -> str:
     return parent if os.path.basename(parent).startswith("pytest-of-") else basetemp
 
 
-def debug_lines(spec: CrateSpec, operations: list[mounts.Operation]) -> list[str]:
+def debug_lines(spec: CrateSpec, operations: Sequence[mounts.Operation]) -> list[str]:
     """Return what ``--crate-debug`` shows of a crate: its spec, its mounts and the descriptors a body inherits."""
     lines = ["crate spec:"]
     lines += [f"  {name} = {value}" for name, value in spec.to_json().items() if value not in (None, [], {}, False)]

@@ -469,7 +469,9 @@ class Walk:
                 # Another plugin's own timeout, raised from a signal.
                 error.add_note(threads.left_behind(self._threads))
             raise
-        exceeded = self._exceeded_since(levels=phase == "call")
+        if phase == "call":
+            self._crate.note_levels()
+        exceeded = self._exceeded_since()
         if exceeded:
             self._collapsed.add(phase)
             report = transfer.unpack_report(self.item.config, data)
@@ -653,6 +655,7 @@ class Walk:
     def _ended_early(self) -> NoReturn:
         exit_ = self._wait_for_exit()
         self.stacks = self._stacks_left()
+        self._crate.verify_alive()
         exceeded = self._exceeded_since()
         self.end()
         if exceeded:
@@ -772,9 +775,9 @@ class Walk:
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def _exceeded_since(self, *, levels: bool = False) -> list[Limit]:
+    def _exceeded_since(self) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
-        watched = self._crate.watch(levels=levels)
+        watched = self._crate.watch()
         found = list(watched.limits_since(self._seen))
         self._seen = watched
         self._exceeded += [limit for limit in found if limit not in self._exceeded]

@@ -7,6 +7,10 @@ namespaces, which builds the root and then waits. A *payload*, forked from pytes
 the launcher (a program), enters them. Killing init kills all that lives in the crate, daemons
 included (pid_namespaces(7)). When pytest ends, even by SIGKILL, the launcher sees it, kills every
 init and removes every cgroup; when the launcher ends, each init gets SIGKILL from the kernel.
+
+Two requests don't hold pytest up. A crate is asked for by a number of pytest's choice, and its
+answer comes when its init is ready, maybe after answers to later requests. A crate is removed
+without an answer: what it used has been read by then, and the kernel takes its time over the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -23,14 +28,14 @@ import socket
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pytest_crate.errors import CrateError, HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.spec import CrateSpec
-from pytest_crate.usage import Usage
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
@@ -38,18 +43,58 @@ CONTROL_FD = 3
 LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
 """The fields of a spec that become limits of a cgroup."""
 
+_BUILD = "build the crate"
 _READY_SECONDS = 30
+_NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _PATIENCE_SECONDS = 2.0
 
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """What a crate is to be, as the wire brings it; crates made one after the other often have it in common.
+
+    :ivar seconds: after which it is killed, counted from when it is ready; None for never.
+    :ivar as_root: its user namespace, where it is made without rights, shows our user as root.
+    """
+
+    limits: CrateSpec
+    seconds: float | None
+    network: str
+    hostname: str
+    tmpfs_bytes: int | None
+    operations: Sequence[mounts.Operation]
+    keep: frozenset[int]
+    cap_add: Sequence[str]
+    seccomp: bytes
+    as_root: bool
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Design:
+        """Rebuild a design that pytest's side wrote."""
+        values = {name: data["limits"][name] for name in LIMIT_FIELDS}
+        return cls(
+            limits=CrateSpec(**values, asked=frozenset(data["asked"])),
+            seconds=data["seconds"],
+            network=data["network"],
+            hostname=data["hostname"],
+            tmpfs_bytes=data["tmpfs_bytes"],
+            operations=mounts.from_json(data["operations"]),
+            keep=frozenset(data["keep"]),
+            cap_add=data["cap_add"],
+            seccomp=bytes.fromhex(data["seccomp"]),
+            as_root=data["as_root"],
+        )
+
+
 @dataclasses.dataclass(kw_only=True)
 class Crate:
     """A crate as the launcher holds it.
 
-    :ivar levels: what was used when its body had run or was killed; None if it was not asked for.
+    :ivar deadline: when it is killed, of the monotonic clock; None for never.
+    :ivar ended: everything in it has been killed, init has been waited for.
     """
 
     cgroup: cgroup.Cgroup
@@ -59,7 +104,7 @@ class Crate:
     entry: child.Entry
     deadline: float | None = None
     timed_out: bool = False
-    levels: Usage | None = None
+    ended: bool = False
     programs: set[int] = dataclasses.field(default_factory=set)
 
     def release(self) -> None:
@@ -72,16 +117,17 @@ class Crate:
 class Building:
     """A crate whose init is at work on its root.
 
-    :ivar request: what it is to be.
     :ivar channel: on which init says that it is ready.
+    :ivar deadline: until when it has to be.
     :ivar undo: removes what has been made so far.
     """
 
-    request: wire.Message
+    design: Design
     cgroup: cgroup.Cgroup
     init: int
     kinds: frozenset[str]
     channel: socket.socket
+    deadline: float
     undo: contextlib.ExitStack
 
 
@@ -97,20 +143,19 @@ class Launcher:
         self.rootless = rootless
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
+        self.design: Design | None = None
         self.crates: dict[int, Crate] = {}
         self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
-        self._count = 0
+        self.ending: set[int] = set()  # inits that have been killed
+        self._poll = select.poll()
         self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
-            "prepare": self._prepare,
-            "take": self._take,
-            "drop": self._drop,
+            "create": self._create,
             "spawn": self._spawn,
             "signal": self._signal,
             "kill": self._kill,
-            "watch": self._watch,
-            "account": self._account,
-            "close": self._close,
+            "late": self._late,
+            "end": self._end,
         }
 
     def serve(self) -> None:
@@ -120,12 +165,14 @@ class Launcher:
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        poll = select.poll()
         for descriptor in (self.channel.fileno(), self.pytest_pidfd, reading):
-            poll.register(descriptor, select.POLLIN)
+            self._poll.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll(self._milliseconds_left())}
+            ready = {descriptor for descriptor, _ in self._poll.poll(self._milliseconds_left())}
             self._kill_late()
+            for crate, building in list(self.building.items()):
+                if building.channel.fileno() in ready:
+                    self._told(crate, functools.partial(self._hand_out, crate))
             if reading in ready:
                 if signal.SIGTERM in os.read(reading, 4096):
                     return  # the next crate gets another launcher
@@ -143,18 +190,23 @@ class Launcher:
 
     def _milliseconds_left(self) -> float | None:
         deadlines = [crate.deadline for crate in self.crates.values() if crate.deadline is not None]
+        deadlines += [building.deadline for building in self.building.values()]
         # poll(2) takes an int of milliseconds; the loop comes round again.
         return min(max(0.0, (min(deadlines) - time.monotonic()) * 1e3), 1e9) if deadlines else None
 
     def _kill_late(self) -> None:
-        """Kill the crates whose time is over."""
+        """Kill the crates whose time is over, and give up those that don't get ready."""
+        now = time.monotonic()
         for crate in self.crates.values():
-            if crate.deadline is not None and crate.deadline <= time.monotonic():
+            if crate.deadline is not None and crate.deadline <= now:
                 crate.deadline, crate.timed_out = None, True
                 os.kill(crate.init, signal.SIGKILL)
+        for number, building in list(self.building.items()):
+            if building.deadline <= now:
+                self._told(number, functools.partial(self._give_up, number))
 
     def _wait_readable(self, descriptor: int, step: str) -> None:
-        """Wait for the word of a process that is entering or building a crate: bounded, and not beyond pytest's end.
+        """Wait for the word of a process that is entering a crate: bounded, and not beyond pytest's end.
 
         :raises SandboxError: it did not come.
         """
@@ -163,20 +215,34 @@ class Launcher:
         poll.register(self.pytest_pidfd, select.POLLIN)
         ready = {found for found, _ in poll.poll(_READY_SECONDS * 1e3)}
         if descriptor not in ready:
-            raise SandboxError(step, detail=f"its process did not get ready within {_READY_SECONDS} s")
+            raise SandboxError(step, detail=_NOT_READY)
 
     def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
+        number = message["crate"] if message["request"] == "create" else None
         try:
-            self._requests[message["request"]](message, descriptors)
-        except HostError as error:
-            self._reply({"host_error": {"message": error.message, "feature": error.feature, "hint": error.hint}})
-        except SandboxError as error:
-            self._reply({"sandbox_error": error.to_json()})
-        except Exception as error:  # noqa: BLE001 - whatever one request meets, the other crates live on
-            self._reply({"sandbox_error": SandboxError("ask the launcher", detail=repr(error)).to_json()})
+            if message["request"] == "remove":
+                self._remove(message["crate"])
+            else:
+                self._told(number, functools.partial(self._requests[message["request"]], message, descriptors))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _told(self, number: int | None, work: Callable[[], None]) -> None:
+        """Do a part of what was asked for; what goes wrong is the answer.
+
+        :param number: of the crate that is being made; None if something else was asked for.
+        """
+        of = {} if number is None else {"of": number}
+        try:
+            work()
+        except HostError as error:
+            told = {"message": error.message, "feature": error.feature, "hint": error.hint}
+            self._reply({**of, "host_error": told})
+        except SandboxError as error:
+            self._reply({**of, "sandbox_error": error.to_json()})
+        except Exception as error:  # noqa: BLE001 - whatever one request meets, the other crates live on
+            self._reply({**of, "sandbox_error": SandboxError("ask the launcher", detail=repr(error)).to_json()})
 
     def _reply(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         # pytest may be gone; the loop then finds the socket closed.
@@ -184,9 +250,10 @@ class Launcher:
             wire.send(self.channel, message, descriptors)
 
     def _reap(self) -> None:
-        """Collect ended programs and tell how each ended."""
+        """Collect ended programs and tell how each ended; collect the inits of crates that are removed."""
         for pid in list(self.programs):
             self._reap_program(pid, os.WNOHANG)
+        self.ending = {pid for pid in self.ending if not os.waitpid(pid, os.WNOHANG)[0]}
 
     def _reap_program(self, pid: int, options: int) -> None:
         ended, status = os.waitpid(pid, options)
@@ -198,39 +265,45 @@ class Launcher:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _prepare(self, message: wire.Message, _: list[int]) -> None:
-        """Begin a crate: make its cgroup and its init, which builds the root while other requests are answered."""
-        limits = CrateSpec(
-            **{name: message["limits"][name] for name in LIMIT_FIELDS}, asked=frozenset(message["asked"])
-        )
-        missing = self.parent.missing(limits)
+    def _create(self, message: wire.Message, _: list[int]) -> None:
+        """Begin a crate: make its cgroup and its init, which builds the root while other requests are answered.
+
+        Without a design of its own it is another of the last one's.
+        """
+        number = message["crate"]
+        if "design" in message:
+            self.design = None  # if it can't be read, no later crate is made of an earlier one
+            self.design = Design.from_json(message["design"])
+        design = self.design
+        if design is None:
+            raise SandboxError("make a crate", detail="its design could not be read")
+        missing = self.parent.missing(design.limits)
         if missing:
-            self._reply({"missing": [dataclasses.asdict(limit) for limit in missing]})
+            self._reply({"of": number, "missing": [dataclasses.asdict(limit) for limit in missing]})
             return
-        self._count += 1
-        number = self._count
         with contextlib.ExitStack() as undo:
             group = self.parent.create(f"{number}")
             undo.callback(group.remove)
-            group.limit(limits)
+            group.limit(design.limits)
             kinds = {"mnt", "uts", "ipc"}
-            if message["network"] == "none":
+            if design.network == "none":
                 kinds.add("net")
             if self.rootless:
                 kinds.add("user")
-            init, channel = self._start_init(message, frozenset(kinds), undo)
+            init, channel = self._start_init(design, frozenset(kinds), undo)
             self.building[number] = Building(
-                request=message,
+                design=design,
                 cgroup=group,
                 init=init,
                 kinds=frozenset(kinds),
                 channel=channel,
+                deadline=time.monotonic() + _READY_SECONDS,
                 undo=undo.pop_all(),
             )
-        self._reply({"crate": number})
+        self._poll.register(channel, select.POLLIN)
 
     def _start_init(
-        self, message: wire.Message, kinds: frozenset[str], undo: contextlib.ExitStack
+        self, design: Design, kinds: frozenset[str], undo: contextlib.ExitStack
     ) -> tuple[int, socket.socket]:
         ours, inits = socket.socketpair()
         undo.callback(ours.close)
@@ -240,86 +313,73 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(message, inits, kinds, rootless=self.rootless)
+                _become_init(design, inits, kinds, rootless=self.rootless)
         undo.callback(_end, pid)
         if self.rootless:
             uid, gid = os.geteuid(), os.getegid()
-            inside = (0, 0) if message["as_root"] else (uid, gid)
+            inside = (0, 0) if design.as_root else (uid, gid)
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
         # The handshake: init waits for its maps, and learns that the launcher is alive after having asked for a
-        # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, taking the crate says so.
+        # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, the end of its stream says so.
         with contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
 
-    def _drop(self, message: wire.Message, _: list[int]) -> None:
-        """Remove a crate that was begun, and that nobody wants."""
-        building = self.building.pop(message["crate"], None)
-        if building is not None:
-            building.undo.close()
-        self._reply({"dropped": building is not None})
+    def _give_up(self, number: int) -> None:
+        with self._finished(number):
+            raise SandboxError(_BUILD, detail=_NOT_READY)
 
-    def _take(self, message: wire.Message, _: list[int]) -> None:
-        """Hand out a crate that was begun, when its init is ready."""
-        number = message["crate"]
-        building = self.building.pop(number, None)
-        if building is None:
-            raise SandboxError("use a crate", detail="it is closed already")
-        request = building.request
+    @contextlib.contextmanager
+    def _finished(self, number: int) -> Iterator[Building]:
+        """Give a crate that is no longer being built; what was made of it is undone if the block raises."""
+        building = self.building.pop(number)
+        self._poll.unregister(building.channel)
         with contextlib.ExitStack() as undo:
             undo.push(building.undo)
-            self._await_ready(building)
+            yield building
+            undo.pop_all()
+        building.channel.close()
+
+    def _hand_out(self, number: int) -> None:
+        """Answer with a crate whose init has said that it is ready, or why it isn't."""
+        with self._finished(number) as building, contextlib.ExitStack() as undo:
+            _verify_ready(building)
             handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
             undo.callback(handles.close)
             with libc.os_step("open the crate's root", "open"):
                 root = os.open(f"/proc/{building.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            design = building.design
             entry = child.Entry(
                 enter_files=building.cgroup.enter_files,
                 namespaces=handles,
-                keep=frozenset(request["keep"]),
+                keep=design.keep,
                 last_capability=self.last_capability,
-                seccomp=bytes.fromhex(request["seccomp"]),
+                seccomp=design.seccomp,
                 # A capability that is asked for by name is wanted over the crate itself.
-                user_namespace=None if request["cap_add"] else self.user_namespace,
+                user_namespace=None if design.cap_add else self.user_namespace,
                 rootless=self.rootless,
             )
-            seconds = request["seconds"]
-            self.crates[number] = Crate(
-                cgroup=building.cgroup,
-                init=building.init,
-                handles=handles,
-                root=root,
-                entry=entry,
-                deadline=None if seconds is None else time.monotonic() + seconds,
-            )
             undo.pop_all()
-        building.channel.close()
+        crate = Crate(
+            cgroup=building.cgroup,
+            init=building.init,
+            handles=handles,
+            root=root,
+            entry=entry,
+            deadline=None if design.seconds is None else time.monotonic() + design.seconds,
+        )
+        self.crates[number] = crate
         own = [] if entry.user_namespace is None else [entry.user_namespace]
         self._reply(
             {
-                "crate": number,
+                "of": number,
                 "init": building.init,
-                "enter_files": building.cgroup.enter_files,
+                "cgroup": building.cgroup.to_json(),
                 "kinds": list(handles.others),
+                "deadline": crate.deadline,
             },
             [root, handles.pid, *handles.others.values(), *own],
         )
-
-    def _await_ready(self, building: Building) -> None:
-        step = "build the crate"
-        self._wait_readable(building.channel.fileno(), step)
-        try:
-            received = wire.receive(building.channel)
-        except ConnectionResetError:  # it ended with our word unread
-            received = None
-        if received is None:
-            status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
-            assert status is not None
-            exited = status.si_code == os.CLD_EXITED
-            ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
-            raise SandboxError(step, detail=f"init ended early, {ended}")
-        if "error" in received[0]:
-            raise SandboxError.from_json(received[0]["error"])
 
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
         crate = self._crate(message)
@@ -361,49 +421,55 @@ class Launcher:
         self._reply({"signalled": alive})
 
     def _kill(self, message: wire.Message, _: list[int]) -> None:
-        crate = self._crate(message)
-        crate.levels = crate.cgroup.usage()
-        os.kill(crate.init, signal.SIGKILL)
+        os.kill(self._crate(message).init, signal.SIGKILL)
         self._reply({"killed": True})
 
-    def _watch(self, message: wire.Message, _: list[int]) -> None:
-        crate = self._crate(message)
-        events = crate.cgroup.events()
-        if message["levels"]:
-            crate.levels = crate.cgroup.usage()
-        self._reply({"oom_kills": events.oom_kills, "pids_max": events.pids_max, "timed_out": crate.timed_out})
+    def _late(self, message: wire.Message, _: list[int]) -> None:
+        self._reply({"timed_out": self._crate(message).timed_out})
 
-    def _account(self, message: wire.Message, _: list[int]) -> None:
-        crate = self._crate(message)
-        self._reply({"usage": crate.cgroup.usage().to_json(), "pids": crate.cgroup.pids()})
+    def _end(self, message: wire.Message, _: list[int]) -> None:
+        self._end_crate(self._crate(message))
+        self._reply({"ended": True})
 
-    def _close(self, message: wire.Message, _: list[int]) -> None:
-        crate = self._crate(message)
-        del self.crates[message["crate"]]
-        self._reply({"usage": self._end_crate(crate)})
-
-    def _end_crate(self, crate: Crate, *, patience_sec: float | None = None) -> dict[str, int | None]:
-        """Kill what is left in a crate, then read what it used, then remove it.
+    def _end_crate(self, crate: Crate, *, patience_sec: float | None = None) -> None:
+        """Kill what is left in a crate, and wait until nothing is; idempotent.
 
         :param patience_sec: how long to wait for init's end; None is until it comes.
         """
-        # What is charged now goes with the processes and the mounts.
-        levels = crate.levels or crate.cgroup.usage()
+        if crate.ended:
+            return
+        crate.ended = True
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
         for pid in crate.programs & self.programs.keys():
             self._reap_program(pid, 0)
         _wait_for(crate.init, patience_sec)
+
+    def _remove(self, number: int) -> None:
+        """Remove a crate, or what there is of one that is being made; one that is not there is removed already.
+
+        Nobody waits for an answer: what can't be removed now is removed, or said, at the end.
+        """
+        with contextlib.suppress(SandboxError):
+            self._remove_now(number)
+
+    def _remove_now(self, number: int) -> None:
+        if number in self.building:
+            with self._finished(number) as building:
+                building.undo.close()
+            return
+        crate = self.crates.pop(number, None)
+        if crate is None:
+            return
         crate.release()
-        usage = dataclasses.replace(
-            crate.cgroup.usage(),
-            memory_anon_bytes=levels.memory_anon_bytes,
-            memory_file_bytes=levels.memory_file_bytes,
-            memory_shmem_bytes=levels.memory_shmem_bytes,
-        )
+        if crate.programs & self.programs.keys():
+            self._end_crate(crate)
+        elif not crate.ended:
+            # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
+            os.kill(crate.init, signal.SIGKILL)
+            self.ending.add(crate.init)
         crate.cgroup.remove()
-        return usage.to_json()
 
     def _crate(self, message: wire.Message) -> Crate:
         crate = self.crates.get(message["crate"])
@@ -424,8 +490,35 @@ class Launcher:
                 # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a
                 # container whose pid 1 is no init), the crate's init never ends. But zombies are in no cgroup.
                 self._end_crate(crate, patience_sec=_PATIENCE_SECONDS)
+                crate.release()
+                crate.cgroup.remove()
         self.crates.clear()
-        self.parent.remove()
+        for pid in self.ending:
+            _wait_for(pid, _PATIENCE_SECONDS)
+        self.ending.clear()
+        try:
+            self.parent.remove()
+        except SandboxError as error:
+            sys.stderr.write(f"pytest-crate: {error}\n")
+
+
+def _verify_ready(building: Building) -> None:
+    """Take the word of an init.
+
+    :raises SandboxError: it is not ready; with the reason.
+    """
+    try:
+        received = wire.receive(building.channel)
+    except ConnectionResetError:  # it ended with our word unread
+        received = None
+    if received is None:
+        status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
+        assert status is not None
+        exited = status.si_code == os.CLD_EXITED
+        ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
+        raise SandboxError(_BUILD, detail=f"init ended early, {ended}")
+    if "error" in received[0]:
+        raise SandboxError.from_json(received[0]["error"])
 
 
 def _payload_user_namespace() -> int | None:
@@ -456,7 +549,7 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset[str], *, rootless: bool) -> None:
+def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], *, rootless: bool) -> None:
     """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
 
     Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
@@ -479,11 +572,9 @@ def _become_init(message: wire.Message, channel: socket.socket, kinds: frozenset
                 if not rootless:
                     # A payload's root has no power over the network: ports below 1024 are open to all in it.
                     network.allow_low_ports()
-            mounts.build_root(
-                mounts.from_json(message["operations"]), size_bytes=message["tmpfs_bytes"], rootless=rootless
-            )
-            with libc.os_step("set the host name", "sethostname", message["hostname"]):
-                socket.sethostname(message["hostname"])
+            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
+            with libc.os_step("set the host name", "sethostname", design.hostname):
+                socket.sethostname(design.hostname)
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)

@@ -494,7 +494,7 @@ class CrateSandbox:
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
         _to_bytes(input)
-        before, _ = self._sandbox.account()
+        before = self._sandbox.account()
         watched = self._sandbox.watch()
         pipe = subprocess.PIPE
         program = self.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd, user=user, text=text)
@@ -510,7 +510,7 @@ class CrateSandbox:
             )
         finally:
             program.close()
-        after, _ = self._sandbox.account()
+        after = self._sandbox.account()
         now = self._sandbox.watch()
         found = set(now.limits_since(watched)) | ({"timeout"} if late else set())
         exceeded = tuple(limit for limit in _ORDER if limit in found)
@@ -589,7 +589,7 @@ class CrateSandbox:
     @property
     def usage(self) -> Usage:
         """What the crate has used so far."""
-        return self._result.usage if self._result is not None else self._sandbox.account()[0]
+        return self._result.usage if self._result is not None else self._sandbox.account()
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that run in the crate now, by their host pids, without its pid 1 (as ``docker top``)."""

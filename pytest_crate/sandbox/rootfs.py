@@ -122,13 +122,21 @@ class HostView:
     libraries: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> list[Operation]:
+def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> tuple[Operation, ...]:
     """Return the operations that build the root of a spec, in order.
 
     :param rootfs: directory of the spec's image; None for the host's root.
     """
     operations = _host_root(spec, view) if rootfs is None else _image_root(spec, view, rootfs)
-    return [*operations, *_mounts(spec)]
+    return (*operations, *_mounts(spec))
+
+
+def is_all_in_view(view: HostView) -> bool:
+    """Tell whether plans are made of nothing but spec and view, so that they hold for as long as these stay the same.
+
+    Otherwise it depends on what is in directories now, or on what kind of thing an entry is.
+    """
+    return not view.rootless and not view.kept
 
 
 def _kernel_parts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:

@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, host, libc, namespaces, seccomp
+from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, seccomp
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
@@ -71,7 +71,13 @@ class Engine:
         self._channel: socket.socket | None = None
         self._pid = 0
         self._enforcement: Enforcement | None = None
+        self._count = 0
+        self._highest: int | None = None
+        # What the next crate is made of if nothing else is said, here and in the launcher.
+        self._design: _Design | None = None
         self._prepared: _Prepared | None = None
+        # Answers that come when a crate is ready, by its number; None where it is to come yet.
+        self._answers: dict[int, tuple[wire.Message, list[int]] | None] = {}
 
     @property
     def enforcement(self) -> Enforcement:
@@ -143,82 +149,142 @@ class Engine:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._channel = None
-            self._prepared = None
+            self._design = self._prepared = None
+            self._close_answers()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
 
-    def ask(
-        self, message: Mapping[str, object], descriptors: Iterable[int] = (), *, launcher: int | None = None
-    ) -> tuple[wire.Message, list[int]]:
-        """Send a request to the launcher and return its answer.
+    def ask(self, message: Mapping[str, object], descriptors: Iterable[int] = (), *, launcher: int) -> wire.Message:
+        """Send a request on a crate to its launcher and return the answer.
 
-        :param launcher: pid of the one that the request is for; None is whichever there is, if need be a new one.
+        :param launcher: its pid.
         :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
-        :raises HostError: the host can't give what it needs.
         """
         with self._lock, _signals_held() as mask:
-            # A new launcher counts its crates from 1 again: another's number would hit one of them.
-            if launcher is not None and (self._channel is None or self._pid != launcher or _hung_up(self._channel)):
-                raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
-            channel = self._start()
-            try:
-                wire.send(channel, message, descriptors)
-            except (BrokenPipeError, ConnectionResetError) as error:
-                self._forget()
-                raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
-            try:
-                _await(channel, mask)
-                answer, received = self._receive()
-            except BaseException:
-                # A signal's handler raised: the answer may still come, and would be taken for the next request's.
-                self._forget()
-                raise
+            channel = self._verify_alive(launcher)
+            self._send(channel, message, descriptors)
+            answer = None
+            while answer is None:
+                answer = self._next_answer(channel, mask)
         if "sandbox_error" in answer:
             raise SandboxError.from_json(answer["sandbox_error"])
-        if "host_error" in answer:
-            raise HostError(**answer["host_error"])
-        return answer, received
+        return answer
+
+    def tell(self, message: Mapping[str, object], *, launcher: int) -> None:
+        """Send a word on a crate that needs no answer to its launcher.
+
+        :raises LauncherEnded: there is nobody to hear it.
+        """
+        with self._lock, _signals_held():
+            self._send(self._verify_alive(launcher), message)
+
+    def verify_alive(self, launcher: int) -> None:
+        """
+        :raises LauncherEnded: a launcher has ended, and with it every crate it had made.
+        """
+        with self._lock:
+            self._verify_alive(launcher)
+
+    def _verify_alive(self, launcher: int) -> socket.socket:
+        # A new launcher knows nothing of another's crates.
+        if self._channel is None or self._pid != launcher or _hung_up(self._channel):
+            raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
+        return self._channel
+
+    def _send(self, channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
+        try:
+            wire.send(channel, message, descriptors)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self._forget()
+            raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
+
+    def _next_answer(self, channel: socket.socket, mask: set[int]) -> wire.Message | None:
+        """Wait for a message: return an answer to what was asked; keep one on a crate for who wants that."""
+        try:
+            _await(channel, mask)
+            message, descriptors = self._receive()
+        except BaseException:
+            # A signal's handler raised: the answer may still come, and would be taken for the next request's.
+            self._forget()
+            raise
+        if "of" not in message:
+            return message
+        if message["of"] in self._answers:
+            self._answers[message["of"]] = message, descriptors
+        else:  # nobody wants that crate any more
+            _close(descriptors)
+        return None
 
     def prepare(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> None:
         """Have a crate begun that will probably be asked for next; it is handed out only if it is what is asked for.
 
         What stands in its way is not said here: :meth:`create` will meet it again.
         """
-        wanted = _request(spec, operations, timed=False)
-        sources = _identities(operations)
-        if self._prepared is not None:
-            if (self._prepared.request, self._prepared.sources) == (wanted, sources):
+        with self._lock, _signals_held():
+            design = self._design_of(spec, operations, timed=False)
+            sources = _identities(operations)
+            if self._prepared is not None:
+                if self._prepared.is_of(design, sources):
+                    return
+                self._drop()
+            try:
+                number = self._begin(self._start(), design)
+            except (SandboxError, HostError):
                 return
-            self._drop()
-        try:
-            answer, _ = self.ask(wanted)
-        except (SandboxError, HostError):
-            return
-        if "crate" in answer:
-            self._prepared = _Prepared(number=answer["crate"], request=wanted, sources=sources)
+            self._prepared = _Prepared(number=number, design=design, sources=sources)
+
+    def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> _Design:
+        last = self._design
+        if last is not None and last.is_of(spec, operations, timed=timed):
+            return last
+        return _Design.of(spec, operations, timed=timed)
+
+    def _begin(self, channel: socket.socket, design: _Design) -> int:
+        """Have a crate begun; return its number."""
+        self._count += 1
+        number = self._count
+        message: dict[str, object] = {"request": "create", "crate": number}
+        if self._design is not design:
+            message["design"] = design.data
+        self._send(channel, message)
+        self._design = design
+        self._answers[number] = None
+        return number
 
     def _drop(self) -> None:
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
-            with contextlib.suppress(LauncherEnded):
-                self.ask({"request": "drop", "crate": prepared.number}, launcher=self._pid)
+            self._discard(prepared.number)
 
-    def _number(self, wanted: Mapping[str, object], operations: Sequence[mounts.Operation]) -> int:
-        """Return the number of a crate that has been begun: the one prepared, if it is the same, or a new one."""
+    def _discard(self, number: int) -> None:
+        answer = self._answers.pop(number, None)
+        if answer is not None:
+            _close(answer[1])
+        if self._channel is not None:
+            with contextlib.suppress(LauncherEnded):
+                self._send(self._channel, {"request": "remove", "crate": number})
+
+    def _take_prepared(self, design: _Design) -> int | None:
+        """Return the number of the crate prepared if it is what is asked for now; None, and none prepared, if not."""
         if self._channel is not None and _hung_up(self._channel):
-            with self._lock:
-                self._forget()  # and with the launcher what it has prepared
+            self._forget()  # and with the launcher what it has prepared
         prepared = self._prepared
-        if prepared is not None:
-            # A source may have been replaced meanwhile, by another file of the same name.
-            if (prepared.request, prepared.sources) == (wanted, _identities(operations)):
-                self._prepared = None
-                return prepared.number
+        if prepared is None:
+            return None
+        # A source may have been replaced meanwhile, by another file of the same name.
+        if not prepared.is_of(design, _identities(design.operations)):
             self._drop()
-        answer, _ = self.ask(wanted)
-        if "missing" in answer:
-            raise _unsupported(answer["missing"])
-        return int(answer["crate"])
+            return None
+        self._prepared = None
+        return prepared.number
+
+    def _answer_of(self, number: int, mask: set[int]) -> tuple[wire.Message, list[int]]:
+        """Wait until a crate that was begun is ready, or is not to be had."""
+        channel = cast("socket.socket", self._channel)
+        while (answer := self._answers[number]) is None:
+            self._next_answer(channel, mask)
+        del self._answers[number]
+        return answer
 
     def create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool = False) -> Sandbox:
         """Make a crate: its cgroup, namespaces and root; nothing of the user's runs in it yet.
@@ -228,34 +294,58 @@ class Engine:
         :raises HostError: the host refuses a step; with the doctor's reason and remedy.
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
-        wanted = _request(spec, operations, timed=timed)
         try:
-            number = self._number(wanted, operations)
-            answer, descriptors = self.ask({"request": "take", "crate": number}, launcher=self._pid)
+            return self._create(spec, operations, timed=timed)
         except SandboxError as error:
             explained = host.explain(error)
             if explained is not None:
                 raise explained from error
             raise
+
+    def _create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> Sandbox:
+        with self._lock, _signals_held() as mask:
+            design = self._design_of(spec, operations, timed=timed)
+            number = self._take_prepared(design)
+            if number is not None:
+                answer, descriptors = self._answer_of(number, mask)
+            # What stood in the way of one made ahead may be gone.
+            if number is None or "init" not in answer:
+                number = self._begin(self._start(), design)
+                answer, descriptors = self._answer_of(number, mask)
+            launcher = self._pid
+        if "sandbox_error" in answer:
+            raise SandboxError.from_json(answer["sandbox_error"])
+        if "host_error" in answer:
+            raise HostError(**answer["host_error"])
+        if "missing" in answer:
+            raise _unsupported(answer["missing"])
+        group = cgroup.from_json(answer["cgroup"])
         root, pid, *others = descriptors
         # One more than kinds: the user namespace that the payload enters last.
         user_namespace = others.pop() if len(others) > len(answer["kinds"]) else None
         return Sandbox(
             engine=self,
-            launcher=self._pid,
-            number=answer["crate"],
+            launcher=launcher,
+            number=number,
             init=answer["init"],
             root=root,
+            group=group,
+            deadline=answer["deadline"],
             entry=child.Entry(
-                enter_files=tuple(answer["enter_files"]),
+                enter_files=group.enter_files,
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
-                keep=frozenset(cast("list[int]", wanted["keep"])),
-                last_capability=capabilities.last_capability(),
-                seccomp=bytes.fromhex(cast("str", wanted["seccomp"])),
+                keep=design.keep,
+                last_capability=self._last_capability(),
+                seccomp=design.seccomp,
                 user_namespace=user_namespace,
                 rootless=self._enforcement is not None and self._enforcement.rootless,
             ),
         )
+
+    def _last_capability(self) -> int:
+        if self._highest is None:
+            self._highest = capabilities.last_capability()
+        return self._highest
 
     def close(self) -> None:
         """End the launcher, and with it every crate; idempotent."""
@@ -263,10 +353,53 @@ class Engine:
             self._forget()
 
     def disown(self) -> None:
-        """In a forked child: close the socket without ending the launcher, which is the parent's."""
+        """In a forked child: close what is the parent's, the socket without ending the launcher."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+            self._close_answers()
+
+    def _close_answers(self) -> None:
+        for answer in self._answers.values():
+            if answer is not None:
+                _close(answer[1])
+        self._answers.clear()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Design:
+    """What a crate is to be, and the same as the launcher reads it."""
+
+    spec: CrateSpec
+    operations: Sequence[mounts.Operation]
+    timed: bool
+    keep: frozenset[int]
+    seccomp: bytes
+    data: Mapping[str, object]
+
+    @classmethod
+    def of(cls, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> _Design:
+        """Return the design of a crate."""
+        keep = _kept_capabilities(spec)
+        program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
+        data = {
+            "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
+            "asked": sorted(spec.asked),
+            "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
+            "network": spec.network,
+            "hostname": spec.hostname,
+            "tmpfs_bytes": spec.tmpfs_bytes,
+            "operations": mounts.to_json(operations),
+            "keep": sorted(keep),
+            "cap_add": list(spec.cap_add),
+            "seccomp": program.hex(),
+            "as_root": spec.image is not None,
+        }
+        return cls(spec=spec, operations=operations, timed=timed, keep=keep, seccomp=program, data=data)
+
+    def is_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> bool:
+        """Tell whether this is the design of a crate; operations that were planned once are seen so at once."""
+        return (self.timed, self.spec, self.operations) == (timed, spec, operations)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,27 +407,17 @@ class _Prepared:
     """A crate that has been begun ahead of its time."""
 
     number: int
-    request: Mapping[str, object]
+    design: _Design
     sources: tuple[object, ...]
 
+    def is_of(self, design: _Design, sources: tuple[object, ...]) -> bool:
+        """Tell whether it is what is asked for, made of what is there."""
+        return self.sources == sources and (self.design is design or self.design.data == design.data)
 
-def _request(spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> Mapping[str, object]:
-    keep = _kept_capabilities(spec)
-    program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
-    return {
-        "request": "prepare",
-        "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
-        "asked": sorted(spec.asked),
-        "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
-        "network": spec.network,
-        "hostname": spec.hostname,
-        "tmpfs_bytes": spec.tmpfs_bytes,
-        "operations": mounts.to_json(operations),
-        "keep": sorted(keep),
-        "cap_add": list(spec.cap_add),
-        "seccomp": program.hex(),
-        "as_root": spec.image is not None,
-    }
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _identities(operations: Sequence[mounts.Operation]) -> tuple[object, ...]:
@@ -389,10 +512,24 @@ NOTHING_YET = Watched(oom_kills=0, pids_max=0, timed_out=False)
 class Sandbox:
     """One crate, alive until :meth:`close`."""
 
-    def __init__(self, *, engine: Engine, launcher: int, number: int, init: int, root: int, entry: child.Entry) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        launcher: int,
+        number: int,
+        init: int,
+        root: int,
+        group: cgroup.Cgroup,
+        deadline: float | None,
+        entry: child.Entry,
+    ) -> None:
         self._engine = engine
         self._launcher = launcher
         self._number = number
+        self._group = group
+        self._deadline = deadline
+        self._levels: cgroup.MemoryLevels | None = None
         self._closed: Usage | None = None
         self.init = init
         """Host pid of the crate's pid 1."""
@@ -441,35 +578,51 @@ class Sandbox:
         answer = self._ask("signal", pid=pid, signal=number, group=group)
         return bool(answer["signalled"])
 
-    def watch(self, *, levels: bool = False) -> Watched:
-        """Return what has happened so far at the crate's limits.
+    def watch(self) -> Watched:
+        """Return what has happened so far at the crate's limits."""
+        events = self._group.events()
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        timed_out = late and bool(self._ask("late")["timed_out"])
+        return Watched(oom_kills=events.oom_kills, pids_max=events.pids_max, timed_out=timed_out)
 
-        :param levels: the levels of memory of this moment are those of the crate's usage.
+    def verify_alive(self) -> None:
         """
-        return Watched(**self._ask("watch", levels=levels))
+        :raises LauncherEnded: the crate's processes were killed because the launcher has ended.
+        """
+        self._engine.verify_alive(self._launcher)
 
-    def account(self) -> tuple[Usage, tuple[int, ...]]:
-        """Return what has been used so far, and the host pids of the processes in the measured cgroup."""
-        answer = self._ask("account")
-        return self._usage(answer["usage"]), tuple(answer["pids"])
+    def note_levels(self) -> None:
+        """Let the levels of memory of this moment be those of the crate's usage: later its processes have gone."""
+        self._levels = self._group.levels()
+
+    def account(self) -> Usage:
+        """Return what has been used so far."""
+        return self._timed(self._group.usage())
 
     def kill(self) -> None:
         """Kill every process in the crate; a forked body must be waited for before :meth:`close`."""
+        self.note_levels()
         with contextlib.suppress(LauncherEnded):  # then init has got SIGKILL already
             self._ask("kill")
 
     def close(self) -> Usage:
         """Kill what is left, remove the crate and return what it used; idempotent.
 
-        What a crate used is unknown if the launcher has ended before.
+        What a crate used is unknown if the launcher has ended before. Its cgroup, mounts and namespaces go in a
+        moment; no process of the user's is left when this returns.
         """
         if self._closed is None:
             self.release()
+            if self._levels is None:
+                self.note_levels()
             try:
-                usage = self._ask("close")["usage"]
+                if not self._group.known_empty():
+                    self._ask("end")
+                usage = self._group.usage()
+                self._engine.tell({"request": "remove", "crate": self._number}, launcher=self._launcher)
             except LauncherEnded:
-                usage = {}
-            self._closed = self._usage(usage)
+                usage = Usage()
+            self._closed = self._timed(usage)
         return self._closed
 
     def release(self) -> None:
@@ -488,8 +641,17 @@ class Sandbox:
 
     def _ask(self, request: str, descriptors: Iterable[int] = (), **values: object) -> wire.Message:
         message = {"request": request, "crate": self._number, **values}
-        return self._engine.ask(message, descriptors, launcher=self._launcher)[0]
+        return self._engine.ask(message, descriptors, launcher=self._launcher)
 
-    def _usage(self, data: Mapping[str, Any]) -> Usage:
-        wall = (time.monotonic_ns() - self.started) // 1_000
-        return dataclasses.replace(Usage.from_json(data), wall_usec=wall)
+    def _timed(self, usage: Usage) -> Usage:
+        """Return a usage with what is known here: the time, and the levels that were noted."""
+        wall_usec = (time.monotonic_ns() - self.started) // 1_000
+        if self._levels is None:
+            return dataclasses.replace(usage, wall_usec=wall_usec)
+        return dataclasses.replace(
+            usage,
+            wall_usec=wall_usec,
+            memory_anon_bytes=self._levels.anon_bytes,
+            memory_file_bytes=self._levels.file_bytes,
+            memory_shmem_bytes=self._levels.shmem_bytes,
+        )

@@ -327,7 +327,7 @@ def test_an_exception_in_a_request_does_not_mix_up_answers(run_crated: RunCrated
             launcher.suspend()
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(Alarm):
-                crate_sandbox.usage
+                crate_sandbox.run(["true"])
             with pytest.raises(CrateError):
                 crate_sandbox.run(["true"])
 

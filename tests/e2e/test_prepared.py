@@ -37,7 +37,7 @@ def spec_of(**keys: object) -> CrateSpec:
     return build_spec([Layer(origin="test", values=keys)])
 
 
-def plan(spec: CrateSpec, engine: Engine) -> list[Operation]:
+def plan(spec: CrateSpec, engine: Engine) -> tuple[Operation, ...]:
     view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
     return rootfs.plan_root(spec, view, rootfs=None)
 
@@ -45,6 +45,15 @@ def plan(spec: CrateSpec, engine: Engine) -> list[Operation]:
 def crates() -> set[str]:
     """Return the names of crates that have a control group."""
     return {path.name for run in leftover_cgroups() for path in Path(run).iterdir() if path.is_dir()}
+
+
+def await_crates(before: set[str], count: int) -> set[str]:
+    """Wait until there are so many crates more than before; return their names."""
+    end = time.monotonic() + 30
+    while len(found := crates() - before) != count:
+        assert time.monotonic() < end, found
+        time.sleep(0.01)
+    return found
 
 
 def await_ready() -> None:
@@ -73,11 +82,11 @@ def test_it_is_handed_out(engine: Engine) -> None:
     before = crates()
     engine.prepare(spec, operations)
     engine.prepare(spec, operations)
-    (name,) = crates() - before
+    (name,) = await_crates(before, 1)
     sandbox = engine.create(spec, operations)
     assert crates() - before == {name}
     assert run(sandbox, spec, "uname", "-n") == "ahead\n"
-    assert crates() == before
+    await_crates(before, 0)
     again = engine.create(spec, operations)
     assert crates() - before not in ({name}, set())
     again.close()
@@ -88,13 +97,17 @@ def test_another_is_asked_for(engine: Engine) -> None:
     first, second = spec_of(hostname="first"), spec_of(hostname="second", pids=7)
     before = crates()
     engine.prepare(first, plan(first, engine))
-    (name,) = crates() - before
+    (name,) = await_crates(before, 1)
     sandbox = engine.create(second, plan(second, engine))
     assert name not in crates() - before
     assert run(sandbox, second, "uname", "-n") == "second\n"
+    await_crates(before, 0)
     engine.prepare(first, plan(first, engine))
     engine.prepare(second, plan(second, engine))
+    # Requests are met in their order: the first one's crate is gone.
+    sandbox = engine.create(second, plan(second, engine))
     assert len(crates() - before) == 1
+    sandbox.close()
 
 
 def test_a_source_is_replaced(engine: Engine, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ HOST = HostView(
 
 
 def plan(view: HostView = HOST, *, rootfs: str | None = None, **keys: object) -> list[mounts.Operation]:
-    return plan_root(build_spec([Layer(origin="m", values=keys)]), view, rootfs=rootfs)
+    return list(plan_root(build_spec([Layer(origin="m", values=keys)]), view, rootfs=rootfs))
 
 
 def position(operations: list[mounts.Operation], kind: type[mounts.Operation], target: str) -> int:
