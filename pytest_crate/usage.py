@@ -54,7 +54,7 @@ class Usage:
 
     def to_json(self) -> dict[str, int | None]:
         """Return every field by name, unknown ones as None."""
-        return dataclasses.asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Usage:

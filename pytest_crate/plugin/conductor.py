@@ -14,6 +14,7 @@ from pytest_crate.errors import CrateError, HostError
 from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.interplay import HOME, Interplay
+from pytest_crate.plugin.output import ChildOutput
 from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
@@ -47,6 +48,7 @@ class Conductor:
         self._next: pytest.Item | None = None
         self._specs: dict[CrateSpec, dict[str, object]] = {}
         self._walk: Walk | None = None
+        self._output: ChildOutput | None = None
         self._own_failure = False
 
     @classmethod
@@ -148,7 +150,7 @@ class Conductor:
                 if earlier.in_child:
                     earlier.child_ends()
                 earlier.disarm()
-            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self)
+            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self._child_output(), self)
             item.stash[_WALK] = self._walk = walk
             walk.arm()
         return (yield from self._phase(item, "setup"))
@@ -177,6 +179,11 @@ class Conductor:
         except CrateError as error:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
+
+    def _child_output(self) -> ChildOutput | None:
+        if self._output is None and not private.writes_from_the_crate(self.config):
+            self._output = ChildOutput(self.config)
+        return self._output
 
     def _prepare_next(self) -> None:
         if self._next is not None and specs.rides(self._next):
@@ -330,7 +337,7 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     report = own
     mirrored = walk.mirror_report(call.when)
     if mirrored is not None:
-        sections = _with_output(mirrored.sections, walk.own_sections() if call.when == "teardown" else [])
+        sections = _with_output(mirrored.sections, walk.own_sections())
         if call.excinfo is None:
             report = mirrored
         elif mirrored.failed:
@@ -353,8 +360,12 @@ def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) 
     """Return sections with more output, each text in the section of its title, as if one process had written both."""
     merged = dict(added)
     joined = [(title, text + merged.pop(title, "")) for title, text in sections]
-    # pytest's own order of a phase's sections; the sort leaves all others where they are.
-    order = [f"Captured {key} teardown" for key in ("stdout", "stderr", "log")]
+    if not merged:
+        return joined
+    # pytest's own order of sections; the sort leaves all others where they are.
+    order = [
+        f"Captured {key} {phase}" for phase in ("setup", "call", "teardown") for key in ("stdout", "stderr", "log")
+    ]
     return sorted(
         joined + list(merged.items()), key=lambda section: order.index(section[0]) if section[0] in order else -1
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,11 +38,15 @@ class Crates:
         self._opened: set[str] = set()
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
-        # What has been planned of the host as it was seen last.
-        self._planned: tuple[rootfs.HostView, _Plans] | None = None
+        # The host as it was seen last, and what has been planned of it.
+        self._seen: rootfs.HostView | None = None
+        self._plans: _Plans = {}
+        self._homes: tuple[str | None, tuple[str, ...]] = (None, ())
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
         self._basetemp = os.path.realpath(private.basetemp(config))
+        # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
+        self._own = (self._basetemp, _numbered_directories(self._basetemp))
 
     @property
     def enforcement(self) -> Enforcement:
@@ -63,10 +68,10 @@ class Crates:
 
     def prepare(self, spec: CrateSpec) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
-        if spec.image is None or spec.image in self._opened:
+        if self._seen is not None and (spec.image is None or spec.image in self._opened):
             # What stands in its way is the next test's affair, which will meet it again.
             with contextlib.suppress(CrateError, OSError):
-                self._engine.prepare(spec, self.plan(spec))
+                self._engine.prepare(spec, self._plan(spec, self._seen))
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
@@ -87,18 +92,21 @@ class Crates:
 
     def plan(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
         """Return the mount operations of a spec's root; the same object where they are the same as before."""
+        view = self._view()
+        if view != self._seen:
+            self._seen, self._plans = view, {}
+        return self._plan(spec, view)
+
+    def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
         rootfs_path = None if spec.image is None else self._open_image(spec.image)
         if rootfs_path is not None and self._libraries is None:
             self._libraries = host_view.load_interpreter_libraries()
-        view = self._view()
+            view = dataclasses.replace(view, libraries=self._libraries)
         if not rootfs.is_all_in_view(view):
             return rootfs.plan_root(spec, view, rootfs=rootfs_path)
-        if self._planned is None or self._planned[0] != view:
-            self._planned = view, {}
-        plans = self._planned[1]
-        if (spec, rootfs_path) not in plans:
-            plans[spec, rootfs_path] = rootfs.plan_root(spec, view, rootfs=rootfs_path)
-        return plans[spec, rootfs_path]
+        if (spec, rootfs_path) not in self._plans:
+            self._plans[spec, rootfs_path] = rootfs.plan_root(spec, view, rootfs=rootfs_path)
+        return self._plans[spec, rootfs_path]
 
     def hides(self, path: str) -> bool:
         """Return whether crates on the host's root hide a path of the host's: a home's, a temporary directory's."""
@@ -108,16 +116,14 @@ class Crates:
         return rootfs.is_covered(place, view) and not any(rootfs.is_at_or_below(place, each) for each in shown)
 
     def _view(self) -> rootfs.HostView:
-        # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
-        own = (self._basetemp, _numbered_directories(self._basetemp))
         kept = tuple(
-            path for path in self._entries.kept() if not any(rootfs.is_at_or_below(path, place) for place in own)
+            path for path in self._entries.kept() if not any(rootfs.is_at_or_below(path, place) for place in self._own)
         )
         return rootfs.HostView(
             # Read each time: a wider fixture may have mounted something.
             mounts=host_view.read_mounts(),
             rootless=self._engine.enforcement.rootless,
-            homes=host_view.home_directories(os.environ),
+            homes=self._home_directories(),
             project=self._project(),
             kept=kept,
             sockets=temporary.unix_sockets(kept),
@@ -131,6 +137,12 @@ class Crates:
         cache = private.cache_directory(self.config)
         if cache is not None:
             yield os.path.realpath(cache)
+
+    def _home_directories(self) -> tuple[str, ...]:
+        home = os.environ.get("HOME", "")
+        if self._homes[0] != home:
+            self._homes = (home, host_view.home_directories(os.environ))
+        return self._homes[1]
 
     def _project(self) -> tuple[str, ...]:
         if self._interpreter[0] != len(sys.modules):

@@ -20,9 +20,12 @@ __all__ = [
     "add_junit_records",
     "basetemp",
     "cache_directory",
+    "call_before_terminal",
     "call_just_before_runner",
     "capture_suspended",
+    "captured_files",
     "captured_in",
+    "captures",
     "drop_wider_finalizers",
     "dump_stacks_in_time",
     "failed_subtests",
@@ -39,10 +42,13 @@ __all__ = [
     "set_up_wider_fixtures",
     "show_fixtures",
     "show_subtest_parameters",
+    "take_captured",
     "take_junit_records",
     "tear_down_all",
     "terminal_written_to",
     "wider_values",
+    "write_captured",
+    "writes_from_the_crate",
 ]
 
 # These names are pytest's own affair; nothing else in the package may use one.
@@ -218,10 +224,91 @@ def is_driven_by(item: pytest.Item, names: frozenset[str]) -> bool:
 def capture_suspended(config: pytest.Config) -> AbstractContextManager[None]:
     """Return a context in which what is written to the terminal gets there, in the midst of a phase."""
     manager = config.pluginmanager.getplugin("capturemanager")
+    # The class's own: see call_before_terminal().
     suspended: AbstractContextManager[None] = (
-        nullcontext() if manager is None else manager.global_and_fixture_disabled()
+        nullcontext() if manager is None else type(manager).global_and_fixture_disabled(manager)
     )
     return suspended
+
+
+def captures(config: pytest.Config) -> str:
+    """Return how pytest captures output: ``fd``, ``sys``, ``tee-sys`` or ``no``."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    if manager is None or manager._global_capturing is None:
+        return "no"
+    return str(manager._method)
+
+
+def captured_files(config: pytest.Config) -> list[tuple[int, int]]:
+    """Return the descriptors that pytest captures (1 and 2), and those of the files that it captures them in."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    streams = (manager._global_capturing.out, manager._global_capturing.err)
+    return [(stream.targetfd, stream.tmpfile.fileno()) for stream in streams]
+
+
+def take_captured(config: pytest.Config) -> tuple[str, str]:
+    """Return what has been captured of standard output and standard error, and forget it."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    taken = manager.read_global_capture()
+    return taken.out, taken.err
+
+
+def write_captured(config: pytest.Config, out: str, err: str) -> None:
+    """Have pytest's ``sys`` capture hold more."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    manager._global_capturing.out.tmpfile.write(out)
+    manager._global_capturing.err.tmpfile.write(err)
+
+
+def writes_from_the_crate(config: pytest.Config) -> bool:
+    """Return whether tests write to the terminal while they run: with ``-s``, live logs, or ``--setup-show``."""
+    logging: Any = config.pluginmanager.getplugin("logging-plugin")
+    live = logging is not None and logging._log_cli_enabled()
+    return captures(config) not in ("fd", "sys") or live or bool(config.getoption("setupshow", False))
+
+
+def call_before_terminal(config: pytest.Config, function: Callable[[], object]) -> None:
+    """Have a function called before anything is written to the terminal, but for what :func:`capture_suspended` is for.
+
+    That is after a test or a hook has suspended the capture, between two phases, or through pytest's terminal reporter.
+    """
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    disabled, suspend = manager.global_and_fixture_disabled, manager.suspend_global_capture
+
+    def disable_in_turn() -> AbstractContextManager[None]:
+        function()
+        return cast("AbstractContextManager[None]", disabled())
+
+    def suspend_in_turn(in_: bool = False) -> None:
+        if in_:  # pytest itself does without it at the end of each phase
+            function()
+        suspend(in_=in_)
+
+    manager.global_and_fixture_disabled, manager.suspend_global_capture = disable_in_turn, suspend_in_turn
+    # What hooks print that run around the capture, or between two phases.
+    for stream in (manager._global_capturing.out, manager._global_capturing.err):
+        streams = getattr(stream, "syscapture", stream)
+        streams._old = _InTurn(streams._old, function)
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._file = _InTurn(reporter._tw._file, function)
+
+
+class _InTurn:
+    """A file that calls a function before each write."""
+
+    def __init__(self, file: TextIO, function: Callable[[], object]) -> None:
+        self._file = file
+        self._function = function
+
+    def write(self, text: str) -> int:
+        self._function()
+        return self._file.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("buffer", "fileno", "writelines"):
+            self._function()
+        return getattr(self._file, name)
 
 
 def failed_subtests(item: pytest.Item) -> int:
@@ -276,9 +363,9 @@ def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) 
         cast("Any", report).context.kwargs.update(data["_subtest.context"]["kwargs"])
 
 
-def captured_in(item: pytest.Item, phase: str) -> list[tuple[str, str]]:
-    """Return the output that pytest has captured in a phase of an item, as the sections of a report."""
-    return [(f"Captured {key} {when}", text) for when, key, text in item._report_sections if when == phase and text]
+def captured_in(item: pytest.Item) -> list[tuple[str, str, str]]:
+    """Return what pytest has captured of an item so far: phase, ``stdout``, ``stderr`` or ``log``, and the text."""
+    return [(phase, key, text) for phase, key, text in item._report_sections if text]
 
 
 def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:

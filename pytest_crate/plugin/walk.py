@@ -3,10 +3,13 @@
 Theory of operation. At the item's own set-up step pytest sets up the wider fixtures itself, forks
 into a fresh crate, and both go on through the same protocol. The *child* does everything for real
 and sends each report, over a pipe, to the *mirror*: pytest itself, which waits in each phase for
-the child's report and returns that one as its own. They walk in step: the child begins a phase when
-the mirror does, because both write to one terminal and one file of captured output. What the child
-can no longer say, because it was killed, timed out or went over a limit, the mirror says in its
-place, always as a failure.
+the child's report and returns that one as its own. What the child can no longer say, because it was
+killed, timed out or went over a limit, the mirror says in its place, always as a failure.
+
+The child begins a phase when the mirror has its report of the one before, and has seen that no limit
+was exceeded until then. Where tests write to the terminal (``-s``, live logs) it waits for more, until
+the mirror begins the phase, too, and has printed what comes before it; a child whose output is captured
+waits for that only when it is about to write there nevertheless.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from pytest_crate.plugin import keyboard, private, raised, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.interplay import HOME
+from pytest_crate.plugin.output import ChildOutput
 from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
@@ -93,8 +97,12 @@ class Walk:
         spec: CrateSpec,
         create: Callable[[pytest.Item], Sandbox],
         prepare_next: Callable[[], None],
+        output: ChildOutput | None,
         plugin: object,
     ) -> None:
+        """
+        :param output: where the child's captured output goes; None if it writes to the terminal as it runs.
+        """
         self.item = item
         self.spec = spec
         self.plugin = plugin
@@ -105,6 +113,8 @@ class Walk:
         self.stacks = ""
         self._create = create
         self._prepare_next = prepare_next
+        self._output = output
+        self._in_step = output is None
         self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
         self._phase_over = False
@@ -139,6 +149,7 @@ class Walk:
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
         self._shows_fixtures = False
+        self._turn: Phase | None = None
 
     # -- both sides ------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class Walk:
             if phase == "teardown":
                 private.own_wider_finalizers(self.item)
             self._pipe.await_mirror()
-        elif self._step >= 0:
+        elif self._step >= 0 and self._in_step:
             self._let_child_go_on()
 
     def phase_ends(self) -> None:
@@ -205,6 +216,8 @@ class Walk:
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
         self._interplay.before_fork(self.item)
         _flush(self.item.config)
+        if self._output is not None:
+            self._output.before_fork()
         # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
         # its thread (faulthandler.c).
         private.dump_stacks_in_time(self.item.config, here=False)
@@ -224,7 +237,9 @@ class Walk:
             return True
         self._become_mirror()
         self._after_fork(mask, sending, stacks)
-        # While the child is at work.
+        if self._output is not None:
+            self._output.in_mirror()
+        # While the child is at work, and pytest waits.
         self._prepare_next()
         self._await("setup")
         return False
@@ -267,6 +282,8 @@ class Walk:
             # PID namespaces (kill(2)), and the terminal is pytest's.
             os.setsid()
             self._report_pipe = ReportPipe(sending, self._awaited)
+            if self._output is not None:
+                self._output.in_child()
             environ = payload_environment(self.spec, dict(os.environ))
             for name in set(os.environ) - set(environ):
                 del os.environ[name]
@@ -294,6 +311,8 @@ class Walk:
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
+        if self._output is not None:
+            private.call_before_terminal(self.item.config, self._child_writes)
         self._interplay.child_starts(self.item)
 
     @property
@@ -339,6 +358,12 @@ class Walk:
         """In the child: let the mirror log a failure before someone looks into it, maybe with a debugger."""
         self._send({"interacts": True})
         self._pipe.await_mirror()
+
+    def _child_writes(self) -> None:
+        """In the child: let the mirror print what comes before, for the child is about to write to the terminal."""
+        if self._turn != self._phase:
+            self._turn = self._phase
+            self.child_interacts()
 
     def child_debugs(self, entered: bool) -> None:
         """In the child: have the mirror stop the clock, and lend the terminal, while someone has a debugger."""
@@ -441,8 +466,13 @@ class Walk:
         return True
 
     def own_sections(self) -> list[tuple[str, str]]:
-        """In the mirror: the output that pytest itself captured during the teardown, of wider fixtures."""
-        return private.captured_in(self.item, "teardown")
+        """In the mirror: the output that pytest itself has captured, of wider fixtures and of their threads."""
+        # What was logged before the fork is in the child's memory, too.
+        return [
+            (f"Captured {key} {phase}", text)
+            for phase, key, text in private.captured_in(self.item)
+            if key != "log" or phase == "teardown"
+        ]
 
     def collapsed_in(self, when: str) -> bool:
         """Whether the mirror had to speak for the child in a phase."""
@@ -480,6 +510,8 @@ class Walk:
             self.end()
             raise CrateFailed(self._limit_message(exceeded) + text, sections)
         self._reports[phase] = data
+        if phase != "teardown" and not self._in_step:
+            os.write(self._step, b".")
 
     def _next_report(self, phase: Phase) -> dict[str, Any]:
         while True:
@@ -809,6 +841,8 @@ class Walk:
             )
         finally:
             self._take_terminal_back()
+            if self._output is not None:
+                self._output.take_back()
             for descriptor in (self._channel, self._step, self._awaited, self._stacks_fd, self._pidfd):
                 _close(descriptor)
             self._channel = self._step = self._awaited = self._stacks_fd = self._pidfd = -1

@@ -8,6 +8,8 @@ import functools
 import importlib
 import inspect
 import io
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,6 +46,10 @@ class Live:
     def other(self) -> Any:
         """The config of another pytest, with a terminal and a cache of its own."""
         return self.pytester.parseconfigure()
+
+    @property
+    def capture(self) -> Any:
+        return self.other.pluginmanager.getplugin("capturemanager")
 
     @property
     def terminal(self) -> Any:
@@ -177,6 +183,41 @@ def _capture(live: Live) -> bool:
     manager = live.config.pluginmanager.getplugin("capturemanager")
     with manager.global_and_fixture_disabled() as entered:
         return entered is None and isinstance(manager.global_and_fixture_disabled(), AbstractContextManager)
+
+
+def _capture_method(live: Live) -> bool:
+    return bool(live.capture._method == "fd")
+
+
+def _global_capturing(live: Live) -> bool:
+    streams = live.capture._global_capturing.out, live.capture._global_capturing.err
+    files = [stream.tmpfile.fileno() for stream in streams]
+    written = [os.write(file, text) for file, text in zip(files, (b"out", b"err"), strict=True)]
+    taken = live.capture.read_global_capture()
+    return [stream.targetfd for stream in streams] == [1, 2] and (*written, *taken) == (3, 3, "out", "err")
+
+
+def _old_stream(live: Live) -> bool:
+    streams = live.capture._global_capturing.out.syscapture
+    live.capture.resume_global_capture()
+    before, streams._old = streams._old, io.StringIO()
+    try:
+        live.capture.suspend_global_capture(in_=False)
+        return sys.stdout is streams._old and callable(before.write)
+    finally:
+        sys.stdout = streams._old = before
+
+
+def _suspend_global_capture(live: Live) -> bool:
+    return list(inspect.signature(live.capture.suspend_global_capture).parameters) == ["in_"]
+
+
+def _log_cli_enabled(live: Live) -> bool:
+    plugin = live.other.pluginmanager.getplugin("logging-plugin")
+    live.other.option.log_cli_level = "INFO"
+    with_level = plugin._log_cli_enabled()
+    live.other.option.log_cli_level = None
+    return (with_level, plugin._log_cli_enabled()) == (True, False)
 
 
 def _report_sections(live: Live) -> bool:
@@ -425,6 +466,41 @@ NAMES = [
         used_by="capture_suspended",
         holder=lambda live: type(live.config.pluginmanager.getplugin("capturemanager")),
         check=_capture,
+    ),
+    Name(
+        title="CaptureManager._method",
+        shape="the name of the way to capture",
+        used_by="captures",
+        holder=lambda live: live.capture,
+        check=_capture_method,
+    ),
+    Name(
+        title="CaptureManager._global_capturing",
+        shape="what has an out and an err, each with a targetfd and a tmpfile, and is read by read_global_capture()",
+        used_by="captured_files",
+        holder=lambda live: live.capture,
+        check=_global_capturing,
+    ),
+    Name(
+        title="SysCapture._old",
+        shape="the stream that is back when capture is suspended",
+        used_by="call_before_terminal",
+        holder=lambda live: live.capture._global_capturing.out.syscapture,
+        check=_old_stream,
+    ),
+    Name(
+        title="CaptureManager.suspend_global_capture",
+        shape="a method with one argument, in_",
+        used_by="call_before_terminal",
+        holder=lambda live: type(live.capture),
+        check=_suspend_global_capture,
+    ),
+    Name(
+        title="LoggingPlugin._log_cli_enabled",
+        shape="a method that tells whether logs are shown as they come",
+        used_by="writes_from_the_crate",
+        holder=lambda live: type(live.other.pluginmanager.getplugin("logging-plugin")),
+        check=_log_cli_enabled,
     ),
     Name(
         title="Item._report_sections",

@@ -1,0 +1,74 @@
+"""Where a child's captured output goes: to files of its own, so that it need not walk in step with pytest."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import IO
+
+import pytest
+
+from pytest_crate.plugin import private
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ChildOutput:
+    """The files of all children, one after the other; nothing is in them between two tests.
+
+    What pytest captures of an item before the fork, the output of wider fixtures, is moved to the child,
+    which reports it with its own. What a child leaves unreported, because it crashed, is moved back.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._files: list[tuple[int, int, IO[bytes]]] = []
+        self._moved = ("", "")
+        if private.captures(config) == "fd":
+            # On a disk, as pytest's own: kept in memory they would count against the crate's limit without end.
+            self._files = [
+                (target, captured, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - kept for the whole run
+                for target, captured in private.captured_files(config)
+            ]
+
+    def before_fork(self) -> None:
+        """Have the files hold what pytest has captured so far."""
+        for _, captured, file in self._files:
+            _empty(file.fileno())
+            _copy(captured, file.fileno())
+
+    def in_child(self) -> None:
+        """Let what is captured from now on go to the files, and what was captured so far be in them."""
+        for target, captured, file in self._files:
+            if os.path.sameopenfile(target, captured):
+                os.dup2(file.fileno(), target)
+            os.dup2(file.fileno(), captured, inheritable=False)
+            file.close()
+
+    def in_mirror(self) -> None:
+        """Forget in pytest what the child reports."""
+        self._moved = private.take_captured(self._config)
+
+    def take_back(self) -> None:
+        """In pytest, when the child has gone without a report: let what it has left be captured here."""
+        for _, captured, file in self._files:
+            _copy(file.fileno(), captured)
+            _empty(file.fileno())
+        if not self._files:
+            private.write_captured(self._config, *self._moved)
+        self._moved = ("", "")
+
+
+def _empty(descriptor: int) -> None:
+    if os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def _copy(source: int, target: int) -> None:
+    offset = 0
+    while chunk := os.pread(source, _CHUNK_BYTES, offset):
+        offset += len(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
