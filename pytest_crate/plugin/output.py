@@ -49,12 +49,15 @@ class ChildOutput:
         """Forget in pytest what the child reports."""
         self._moved = private.take_captured(self._config)
 
-    def take_back(self) -> None:
-        """In pytest, when the child has gone without a report: let what it has left be captured here."""
+    def take_back(self, *, reported: bool) -> None:
+        """In pytest, when the child has gone: let what it has left unreported be captured here.
+
+        :param reported: what was moved to it, it has reported.
+        """
         for _, captured, file in self._files:
             _copy(file.fileno(), captured)
             _empty(file.fileno())
-        if not self._files:
+        if not self._files and not reported:
             private.write_captured(self._config, *self._moved)
         self._moved = ("", "")
 

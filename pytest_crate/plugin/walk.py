@@ -143,6 +143,7 @@ class Walk:
         self._paused: float | None = None
         self._lent: keyboard.Lent | None = None
         self._entered = False
+        self._reported = False
         self._exit = Exit()
         # the child's
         self._report_pipe: ReportPipe | None = None
@@ -555,7 +556,7 @@ class Walk:
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
         self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
-        self._unpacked = report
+        self._unpacked, self._reported = report, True
         private.set_failed_subtests(self.item, message["failed_subtests"])
         private.add_junit_records(self.item, message["junit"])
         private.give_values(self.item, transfer.unpack_values(message["values"]))
@@ -842,7 +843,7 @@ class Walk:
         finally:
             self._take_terminal_back()
             if self._output is not None:
-                self._output.take_back()
+                self._output.take_back(reported=self._reported)
             for descriptor in (self._channel, self._step, self._awaited, self._stacks_fd, self._pidfd):
                 _close(descriptor)
             self._channel = self._step = self._awaited = self._stacks_fd = self._pidfd = -1

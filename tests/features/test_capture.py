@@ -96,3 +96,78 @@ def test_buffers(pytester: pytest.Pytester, run_inner: RunInner) -> None:
         for args in ((), ("--crate-all",))
     ]
     assert [through < past for through, past in places] == [False, True]
+
+
+def test_turns_at_the_terminal(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """What gets past the capture, in whatever way, comes after what pytest prints of the phase before."""
+    pytester.makeconftest(
+        """
+        import sys, pytest
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            print(f"<made {call.when}>", end="", flush=True)
+            return report
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, sys, pytest
+        @pytest.fixture
+        def loud(capsys, request):
+            with capsys.disabled(): print("<up>", end="", flush=True)
+            yield
+            with capsys.disabled(): print("<down>", end="", flush=True)
+        @pytest.fixture
+        def suspends(request):
+            yield
+            manager = request.config.pluginmanager.getplugin("capturemanager")
+            manager.suspend_global_capture(in_=True)
+            sys.stdout.write("<suspended>"); sys.stdout.flush()
+            manager.resume_global_capture()
+        @pytest.fixture
+        def reports(request):
+            yield
+            writer = request.config.get_terminal_writer()
+            writer.write("<writer>"); writer.flush()
+        def test_disabled(loud): pass
+        def test_suspended(suspends): pass
+        def test_writer(reports): pass
+        """
+    )
+    run = both_ways("-v")
+    line = next(line for line in run.text.splitlines() if "::test_disabled" in line)
+    assert line.index("PASSED") < line.index("<down>")
+
+
+@pytest.mark.parametrize("mode", ["fd", "sys"])
+def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays, mode: str) -> None:
+    """What a wider fixture prints while it is set up is the first test's, once; so is what its thread prints later."""
+    pytester.makepyfile(
+        """
+        import os, sys, threading, pytest
+        @pytest.fixture(scope="module")
+        def server():
+            print("module up")
+            asked, answered = os.pipe(), os.pipe()
+            def serve():
+                while os.read(asked[0], 1) == b"?":
+                    print("thread answers", file=sys.stderr, flush=True)
+                    os.write(answered[1], b"!")
+            thread = threading.Thread(target=serve)
+            thread.start()
+            def ask():
+                os.write(asked[1], b"?")
+                assert os.read(answered[0], 1) == b"!"
+            yield [ask]
+            os.write(asked[1], b".")
+            thread.join()
+            print("module down")
+        def test_first(server): print("first"); server[0](); raise SystemError
+        def test_second(server): print("second"); server[0](); raise SystemError
+        """
+    )
+    run = both_ways("--tb=line", "-rA", f"--capture={mode}")
+    sections = dict(run.of("::test_first")["sections"])
+    assert sections["Captured stdout setup"] == "module up\n"
+    assert sections["Captured stderr call"] == "thread answers\n"
