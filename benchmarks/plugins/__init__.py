@@ -1,0 +1,1 @@
+"""Plugins of the measured pytest runs; each file is copied into their environments."""
