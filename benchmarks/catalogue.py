@@ -39,8 +39,8 @@ CATALOGUE = {
     "many": Entry(prepare=growth.many, rounds=3, quick_rounds=0),
     "workers": Entry(prepare=suites.workers, rounds=3, quick_rounds=0),
     "scope": Entry(prepare=bodies.scope, rounds=7, quick_rounds=3),
-    "start": Entry(prepare=suites.start, rounds=21, quick_rounds=7),
-    "unused": Entry(prepare=suites.unused, rounds=15, quick_rounds=5),
+    "start": Entry(prepare=suites.start, rounds=21, quick_rounds=5),
+    "unused": Entry(prepare=suites.unused, rounds=15, quick_rounds=3),
     "itsdangerous": Entry(prepare=suites.itsdangerous, rounds=3, quick_rounds=0),
     "jinja2": Entry(prepare=suites.jinja2, rounds=3, quick_rounds=0),
 }

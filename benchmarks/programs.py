@@ -110,7 +110,7 @@ class Programs:
 
         The first is writable, as in a crate.
         """
-        paths = ("basetemp", "venv-current", "project-shown")
+        paths = ("basetemp", "shown-environment", "shown-project")
         for path in paths:
             (self.place.directory / path).mkdir(exist_ok=True)
         return [str(self.place.directory / path) for path in paths]

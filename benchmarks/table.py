@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
 from benchmarks.rounds import Comparison, Measured, Spread
 
 WIDTH = 79
-_NAME = 36
-_NUMBER = 9
-_RANGE = 15
+_NAME = 38
+_NUMBER = 8
+_RANGE = 14
 
 
 def lines(measured: Measured) -> Iterator[str]:
@@ -32,9 +33,9 @@ def comparison_row(comparison: Comparison, spread: Spread | None, absent: Mappin
 
 
 def reason(absent: Mapping[str, str], name: str) -> str:
-    """Return the first line of the reason why a contender is absent; nothing if it is not."""
-    lines = absent.get(name, "").splitlines()
-    return lines[0] if lines else ""
+    """Return in a line why a contender is absent; nothing if it is not. Of what a program printed the end says it."""
+    lines = absent.get(name, "").strip().splitlines()
+    return "" if not lines else lines[0] if len(lines) == 1 else lines[-1]
 
 
 def verdict(comparison: Comparison, spread: Spread | None) -> str:
@@ -97,15 +98,4 @@ def _row(name: str, middle: str, span: str, remark: str = "") -> str:
     if len(row) <= WIDTH:
         return row
     row = f"{name:<{_NAME}}{middle:>{_NUMBER}}{span:>{_RANGE}}".rstrip()
-    return "\n".join([row, *_wrapped(remark)])
-
-
-def _wrapped(text: str) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and len(line) + len(word) > WIDTH - 6:
-            yield f"      {line}"
-            line = ""
-        line = f"{line} {word}" if line else word
-    if line:
-        yield f"      {line}"
+    return "\n".join([row, *textwrap.wrap(remark, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)])

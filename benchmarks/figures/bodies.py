@@ -30,7 +30,7 @@ COMPARISONS = (
 
 def empty(place: Place, *, quick: bool) -> Figure:
     """Empty tests."""
-    where = place.project("empty", {"test_empty.py": sessions.empty_tests(80 if quick else 220)})
+    where = place.project("empty", {"test_empty.py": sessions.empty_tests(60 if quick else 220)})
     return figure_of("empty body", _UNIT, _turns(place, where), COMPARISONS)
 
 
@@ -50,19 +50,21 @@ def _turns(place: Place, where: Path, *args: str) -> list[Turn]:
 
 def scope(place: Place, *, quick: bool) -> Figure:
     """Tests of a module that share a crate."""
-    tests = sessions.empty_tests(80 if quick else 220)
+    tests = sessions.empty_tests(60 if quick else 220)
     shared = 'import pytest\n\npytestmark = pytest.mark.crate(scope="module")\n\n'
-    plain = Session(python=place.current, where=place.project("scope", {"test_scope.py": tests}), args=sessions.PLAIN)
+    plain = Session(
+        python=place.only_plugin, where=place.project("scope", {"test_scope.py": tests}), args=sessions.PLAIN
+    )
     each = plain.but(*sessions.CRATE)
     turns = [single("plain", plain.ms_per_test), single("a crate each", each.ms_per_test)]
     absent = {}
     try:
-        run([place.current, "-c", 'from pytest_crate.spec import KEYS; raise SystemExit("scope" not in KEYS)'])
+        run([place.only_plugin, "-c", 'from pytest_crate.spec import KEYS; raise SystemExit("scope" not in KEYS)'])
     except CommandFailed:
         absent["a crate for all"] = "not built: the marker has no key scope"
     else:
         together = Session(
-            python=place.current,
+            python=place.only_plugin,
             where=place.project("scope-module", {"test_scope.py": shared + tests}),
             args=sessions.DRIVE,
         )

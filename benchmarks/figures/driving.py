@@ -56,7 +56,7 @@ def fresh(place: Place, *, quick: bool) -> Figure:
         for number in range(_BLOCK)
     ]
     where = place.project("fresh", {"test_fresh.py": "\n\n".join(tests), "commands.json": json.dumps(commands)})
-    session = Session(python=place.current, where=where, args=sessions.DRIVE)
+    session = Session(python=place.only_plugin, where=where, args=sessions.DRIVE)
     names = ["crate", *commands]
     turns = [Turn(names=names, measure=lambda: _blocks(session, names))]
     absent = dict(programs.absent)
@@ -123,7 +123,7 @@ def test_again(crate_sandbox):
 def again(place: Place, *, quick: bool) -> Figure:
     """``run(["true"])`` in a crate that exists, and a look at what it has used."""
     where = place.project("again", {"test_again.py": _AGAIN})
-    session = Session(python=place.current, where=where, args=sessions.DRIVE)
+    session = Session(python=place.only_plugin, where=where, args=sessions.DRIVE)
 
     def measure() -> Round:
         session.run()

@@ -39,10 +39,10 @@ def rss(place: Place, *, quick: bool) -> Figure:
     for size in sizes:
         ballast = {"BENCH_RSS_MB": str(size)}
         forks = Session(
-            python=place.current, where=bodies, args=("-p", "bench_ballast", *sessions.FORK_ONLY), environ=ballast
+            python=place.only_plugin, where=bodies, args=("-p", "bench_ballast", *sessions.FORK_ONLY), environ=ballast
         )
         crates = Session(
-            python=place.current, where=both, args=("-p", "bench_ballast", *sessions.DRIVE), environ=ballast
+            python=place.only_plugin, where=both, args=("-p", "bench_ballast", *sessions.DRIVE), environ=ballast
         )
         turns.append(single(f"fork only, {size} MB", lambda forks=forks: forks.run().ms_per_test(_UNCOUNTED)))  # type: ignore[misc]
         names = (f"crate, {size} MB", f"run, {size} MB")
@@ -94,7 +94,7 @@ def image(place: Place, *, quick: bool) -> Figure:
     for size, tarball in tarballs.items():
         tests = _TESTS.format(bodies=_BODIES, runs=_RUNS, true="/true")
         where = place.project(f"image-{size.replace(' ', '-')}", {"test_image.py": tests, "pytest.ini": ini})
-        session = Session(python=place.current, where=where, args=(*sessions.DRIVE, f"--crate-image={tarball}"))
+        session = Session(python=place.only_plugin, where=where, args=(*sessions.DRIVE, f"--crate-image={tarball}"))
         place.say(f"extracting the image of {size}")
         one = session.but("test_image.py::test_run[0]")
         one.run()
@@ -134,7 +134,7 @@ def many(place: Place, *, quick: bool) -> Figure:
     where = place.project("many", {"test_many.py": sessions.empty_tests(count)})
 
     def turn(name: str, way: tuple[str, ...]) -> Turn:
-        session = Session(python=place.current, where=where, args=way)
+        session = Session(python=place.only_plugin, where=where, args=way)
         names = (f"{name}, first 100", f"{name}, last 100")
 
         def measure() -> Round:
