@@ -77,9 +77,10 @@ def _measure(name: str, entry: Entry, place: Place, rounds: int, *, quick: bool)
     started = time.perf_counter()
     figure = entry.prepare(place, quick=quick)
     known = set(figure.absent)
-    # The first round is for the caches: byte code, files, the store of images.
-    _say(f"{name}: warming up")
-    figure.measure()
+    if entry.warm_up:
+        # Byte code, files, the store of images.
+        _say(f"{name}: warming up")
+        figure.measure()
     found = []
     for number in range(rounds):
         _say(f"{name}: round {number + 1} of {rounds}")

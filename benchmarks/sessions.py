@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -43,6 +44,11 @@ class Timed:
         """Return the mean from the end of the ``first`` tests to the end of the ``last`` one."""
         times = [end for _, end in self.ends[first - 1 : last]]
         return (times[-1] - times[0]) / (len(times) - 1) * 1e3
+
+    def typical_ms(self, first: int, last: int) -> float:
+        """Return the median of the tests from after the ``first`` to the ``last``: bursts of other work don't count."""
+        times = [end for _, end in self.ends[first - 1 : last]]
+        return statistics.median(after - before for before, after in itertools.pairwise(times)) * 1e3
 
     def ms_of(self, word: str, *, first: int) -> float:
         """Return the mean over the tests that have a word in their names, which follow each other.

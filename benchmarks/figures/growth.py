@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from benchmarks.commands import CommandFailed
 from benchmarks.place import Place
 from benchmarks.programs import Programs
 from benchmarks.rounds import Comparison, Figure, Round, Turn, figure_of, single
-from benchmarks.sessions import Session, Timed
+from benchmarks.sessions import Session
 
 _BODIES, _RUNS, _UNCOUNTED = 24, 14, 3
 
@@ -44,28 +45,37 @@ def rss(place: Place, *, quick: bool) -> Figure:
         crates = Session(
             python=place.only_plugin, where=both, args=("-p", "bench_ballast", *sessions.DRIVE), environ=ballast
         )
-        turns.append(single(f"fork only, {size} MB", lambda forks=forks: forks.run().ms_per_test(_UNCOUNTED)))  # type: ignore[misc]
-        names = (f"crate, {size} MB", f"run, {size} MB")
-        turns.append(Turn(names=names, measure=lambda crates=crates, names=names: _body_and_run(crates.run(), *names)))  # type: ignore[misc]
+        turns += [
+            single(f"fork only {size} MB", functools.partial(_bodies, forks)),
+            _bodies_and_runs(crates, f"crate {size} MB", f"run {size} MB"),
+        ]
     big = sizes[-1]
     return figure_of(
         "by pytest's memory (RSS)",
         "ms per test",
-        sorted(turns, key=lambda turn: turn.names[0].partition(",")[0], reverse=True),
+        turns,
         (
-            Comparison(one=f"run, {big} MB", other="run, 50 MB", bar=1.2),
-            Comparison(one=f"crate, {big} MB", other="crate, 50 MB"),
-            Comparison(one=f"fork only, {big} MB", other="fork only, 50 MB"),
-            Comparison(one=f"crate, {big} MB", other=f"fork only, {big} MB"),
+            Comparison(one=f"run {big} MB", other="run 50 MB", bar=1.2),
+            Comparison(one=f"crate {big} MB", other="crate 50 MB"),
+            Comparison(one=f"fork only {big} MB", other="fork only 50 MB"),
+            Comparison(one=f"crate {big} MB", other=f"fork only {big} MB"),
         ),
     )
 
 
-def _body_and_run(timed: Timed, body: str, run: str) -> Round:
-    return {
-        body: timed.ms_of("::test_body[", first=_UNCOUNTED),
-        run: timed.ms_of("::test_run[", first=_UNCOUNTED),
-    }
+def _bodies(session: Session) -> float:
+    return session.run().ms_per_test(_UNCOUNTED)
+
+
+def _bodies_and_runs(session: Session, body: str, run: str) -> Turn:
+    def measure() -> Round:
+        timed = session.run()
+        return {
+            body: timed.ms_of("::test_body[", first=_UNCOUNTED),
+            run: timed.ms_of("::test_run[", first=_UNCOUNTED),
+        }
+
+    return Turn(names=(body, run), measure=measure)
 
 
 # -- images ------------------------------------------------------------------------------------------
@@ -98,10 +108,7 @@ def image(place: Place, *, quick: bool) -> Figure:
         place.say(f"extracting the image of {size}")
         one = session.but("test_image.py::test_run[0]")
         one.run()
-        names = (f"body, {size}", f"run, {size}")
-        turns.append(
-            Turn(names=names, measure=lambda session=session, names=names: _body_and_run(session.run(), *names))  # type: ignore[misc]
-        )
+        turns.append(_bodies_and_runs(session, f"body, {size}", f"run, {size}"))
         turns.append(single(f"one test, {size}", one.whole_ms))
     return figure_of(title, unit, turns, comparisons)
 
@@ -135,12 +142,12 @@ def many(place: Place, *, quick: bool) -> Figure:
 
     def turn(name: str, way: tuple[str, ...]) -> Turn:
         session = Session(python=place.only_plugin, where=where, args=way)
-        names = (f"{name}, first 100", f"{name}, last 100")
+        names = (f"{name} first", f"{name} last")
 
         def measure() -> Round:
             timed = session.run()
             # The very first one starts the launcher.
-            return {names[0]: timed.ms_per_test(1, 101), names[1]: timed.ms_per_test(count - 100)}
+            return {names[0]: timed.typical_ms(1, 101), names[1]: timed.typical_ms(count - 100, count)}
 
         return Turn(names=names, measure=measure)
 
@@ -149,7 +156,7 @@ def many(place: Place, *, quick: bool) -> Figure:
         "ms per test",
         [turn("fork only", sessions.FORK_ONLY), turn("crate", sessions.CRATE)],
         (
-            Comparison(one="crate, last 100", other="crate, first 100", bar=1.1),
-            Comparison(one="fork only, last 100", other="fork only, first 100"),
+            Comparison(one="crate last", other="crate first", bar=1.1),
+            Comparison(one="fork only last", other="fork only first"),
         ),
     )

@@ -130,6 +130,8 @@ def test_times_of_tests() -> None:
     assert timed.ms_per_test(1) == 500.0
     assert timed.ms_per_test(1, 3) == 375.0
     assert timed.ms_of("::test_b_", first=1) == 500.0
+    ends = [("a.py::test", end) for end in (1.0, 1.25, 1.75, 9.0)]
+    assert Timed(seconds=9.0, ends=ends).typical_ms(1, 4) == 500.0
     with pytest.raises(ValueError, match="do not follow each other"):
         Timed(seconds=2.0, ends=[ends[1], ends[0], ends[2]]).ms_of("::test_b_", first=1)
 
@@ -224,12 +226,12 @@ def test_table() -> None:
     assert "\n".join(lines) == (
         """
 empty: empty body =============================================== 3 rounds, 4 s
-ms per test                            median      quartiles
-  crate                                  12.0     11.0..21.0
-  fork only                              10.0     8.00..10.0
-  runc                                      -              -  no cgroups here
-crate / fork only                        2.00     1.50..2.50  <= 1.35 missed
-crate / runc                                -              -
+ms per test                             median     quartiles
+  crate                                   12.0    11.0..21.0
+  fork only                               10.0    8.00..10.0
+  runc                                       -             -  no cgroups here
+crate / fork only                         2.00    1.50..2.50  <= 1.35 missed
+crate / runc                                 -             -
       <= 0.3 - runc is not there"""
     )
 
