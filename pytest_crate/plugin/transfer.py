@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -114,40 +116,59 @@ def unpack_values(packed: Mapping[str, Any]) -> dict[str, object]:
 
 
 class WarningCollector:
-    """In a crate: takes the place of ``warnings.showwarning`` and keeps what it is shown, packed."""
+    """In a crate: keeps what is warned, with its source, until it is taken for pytest."""
 
     def __init__(self) -> None:
-        self.packed: list[dict[str, Any]] = []
+        self._log: list[warnings.WarningMessage] = []
 
-    def __call__(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,
-        line: str | None = None,
-    ) -> None:
-        self.packed.append(
-            {
-                "text": to_builtins(str(message)),
-                "module": category.__module__,
-                "name": category.__qualname__,
-                "filename": filename,
-                "lineno": lineno,
-            }
-        )
+    def start(self) -> None:
+        """Keep what is warned from now on in this process."""
+        # Not warnings.showwarning: it is not told the source. The process ends in here, so nothing is restored.
+        log = warnings.catch_warnings(record=True).__enter__()
+        self._log = cast("list[warnings.WarningMessage]", log)
 
     def take(self) -> list[dict[str, Any]]:
-        """Return what was collected since the last call."""
-        taken, self.packed = self.packed, []
-        return taken
+        """Return what was warned since the last call, as builtins."""
+        taken = list(self._log)
+        del self._log[: len(taken)]
+        return [_pack_warning(warning) for warning in taken]
+
+
+def _pack_warning(warning: warnings.WarningMessage) -> dict[str, Any]:
+    packed = {
+        "text": to_builtins(to_text(warning.message)),
+        "module": warning.category.__module__,
+        "name": warning.category.__qualname__,
+        "filename": warning.filename,
+        "lineno": warning.lineno,
+    }
+    if warning.source is not None:
+        allocated = tracemalloc.get_object_traceback(warning.source)
+        packed["allocated"] = [] if allocated is None else to_builtins(allocated.format())
+    return packed
+
+
+class _Source:
+    """Stands for the object that a warning of a crate is about, such as an open file."""
 
 
 def show_warning(data: Mapping[str, Any]) -> None:
     """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
     category = _find_class(data["module"], data["name"], Warning)
-    warnings.showwarning(_rebuilt(category, data["text"]), category, data["filename"], data["lineno"])
+    message = _rebuilt(category, data["text"])
+    path, number = data["filename"], data["lineno"]
+    allocated = data.get("allocated")
+    if allocated:
+        # pytest would look for it in its own memory. It shows the line of the source, and then this.
+        line = linecache.getline(path, number).strip()
+        place = "\n".join([line, "", "Object allocated at:", *allocated])
+        warnings.showwarning(message, category, path, number, line=place)
+    elif allocated is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn_explicit(message, category, path, number, source=_Source())
+    else:
+        warnings.showwarning(message, category, path, number)
 
 
 def _find_class(module: str, qualname: str, base: type[Class]) -> type[Class]:

@@ -306,7 +306,7 @@ class Walk:
         except SandboxError as error:
             _die(sending, error)
         if self.item.config.pluginmanager.hasplugin("warnings"):
-            warnings.showwarning = self._warnings
+            self._warnings.start()
         private.dump_stacks_in_time(self.item.config, here=True)
         private.drop_wider_finalizers(self.item)
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork

@@ -82,3 +82,22 @@ def test_recorders(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     )
     run = both_ways("-v")
     assert run.outcomes() == {"passed": 5, "failed": 2, "warnings": 1}
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
+def test_sources(pytester: pytest.Pytester, both_ways: BothWays, traced: bool) -> None:
+    """A warning about an object says where that was made, or how to have it said (tracemalloc)."""
+    pytester.makeconftest(f"import tracemalloc\nif {traced}:\n    tracemalloc.start()\n")
+    pytester.makepyfile(
+        """
+        import warnings
+        def test_file(tmp_path): open(tmp_path / "file", "w")
+        def test_other():
+            class Thing: pass
+            warnings.warn("thing", ResourceWarning, source=Thing())
+        """
+    )
+    run = both_ways("-W", "default::ResourceWarning")
+    words = "Object allocated at:" if traced else "Enable tracemalloc to get traceback where the object was allocated."
+    assert words in run.text
+    assert run.outcomes() == {"passed": 2, "warnings": 2}
