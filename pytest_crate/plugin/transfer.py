@@ -8,7 +8,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 
@@ -124,8 +124,7 @@ class WarningCollector:
     def start(self) -> None:
         """Keep what is warned from now on in this process."""
         # Not warnings.showwarning: it is not told the source. The process ends in here, so nothing is restored.
-        log = warnings.catch_warnings(record=True).__enter__()
-        self._log = cast("list[warnings.WarningMessage]", log)
+        self._log = warnings.catch_warnings(record=True).__enter__()
 
     def take(self) -> list[dict[str, Any]]:
         """Return what was warned since the last call, as builtins."""

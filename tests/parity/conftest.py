@@ -52,13 +52,17 @@ def cache(tests_cache: Path) -> Path:
 @pytest.fixture
 def compare(wheel: Path, cache: Path, pytestconfig: pytest.Config) -> Callable[[Suite], Verdict]:
     """Run a suite plain and in crates, in one process and on two workers, and compare."""
+    # -n 0: some suites' own settings ask for workers.
+    one, two = ("-n", "0"), ("-n", "2")
 
     def run(suite: Suite) -> Verdict:
         with Workplace(suite, cache, wheel).prepared() as place:
-            # -n 0: some suites' own settings ask for workers.
-            one, two = ("-n", "0"), ("-n", "2")
-            plain = [place.run("plain", *one), place.run("plain again", *one), place.run("plain -n 2", *two)]
-            crated = [place.run("crates", "--crate-all", *one), place.run("crates -n 2", "--crate-all", *two)]
+            if suite.on_workers:
+                plain = [place.run("plain -n 2", *two), place.run("plain -n 2 again", *two)]
+                crated = [place.run("crates -n 2", "--crate-all", *two)]
+            else:
+                plain = [place.run("plain", *one), place.run("plain again", *one), place.run("plain -n 2", *two)]
+                crated = [place.run("crates", "--crate-all", *one), place.run("crates -n 2", "--crate-all", *two)]
         verdict = judge(suite, plain, crated)
         (place.directory / "verdict.txt").write_text(describe(suite, verdict))
         pytestconfig.stash[_VERDICTS][suite.name] = verdict

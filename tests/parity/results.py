@@ -57,4 +57,5 @@ def update(path: Path, verdicts: Mapping[str, Verdict]) -> None:
         rows |= {suite.name: row(suite, verdicts[suite.name]) for suite in SUITES if suite.name in verdicts}
         kept = [rows[suite.name] for suite in SUITES if suite.name in rows]
         parts = [f"- {suite.name}, in part: {suite.part}" for suite in SUITES if suite.part and suite.name in rows]
-        path.write_text("\n".join([*_HEAD, *kept, "", *parts, ""]))
+        notes = [f"- {suite.name}: on two workers only" for suite in SUITES if suite.on_workers and suite.name in rows]
+        path.write_text("\n".join([*_HEAD, *kept, "", *parts, *notes, ""]))

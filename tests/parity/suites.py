@@ -16,6 +16,7 @@ class Suite:
     :ivar args: what pytest is given.
     :ivar without: directories of the source that would be imported in place of what is installed.
     :ivar part: why ``args`` choose a part of the tests, if they do.
+    :ivar on_workers: it is so long that it is run on two workers only.
     :ivar short: it is run by ``tox -e parity-short``, too.
     :ivar allowed: differences that remain, each a pattern that matches a test's whole id, and its reason.
     """
@@ -26,6 +27,7 @@ class Suite:
     args: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     part: str = ""
+    on_workers: bool = False
     short: bool = False
     allowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -129,7 +131,7 @@ SUITES = (
         name="pytest",
         version="9.2.0",
         requirements=("argcomplete", "attrs", "hypothesis", "mock", "pexpect", "requests", "setuptools", "xmlschema"),
-        args=tuple(f"testing/test_{name}.py" for name in "capture monkeypatch recwarn runner skipping tmpdir".split()),
-        part="what has to do with output, the environment, warnings, phases and temporary directories",
+        args=("testing",),
+        on_workers=True,
     ),
 )
