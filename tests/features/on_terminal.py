@@ -21,26 +21,52 @@ PATIENCE_SEC = 30.0
 _SELECT = {"x86_64": ("23", "270"), "aarch64": ("72",)}.get(os.uname().machine, ())
 
 # As a shell starts a foreground job: with the terminal as its controlling one.
-_ON_TERMINAL = """
-import fcntl, signal, sys, termios
+_LEADER = """
+import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+"""
+
+_ON_TERMINAL = f"""{_LEADER}
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytest
 sys.exit(pytest.main())
+"""
+
+# As a shell with job control: when the job stops it reads a line itself, and then has the job go on.
+_SHELL = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    for number in (signal.SIGTTOU, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_DFL)
+    import pytest
+    sys.exit(pytest.main())
+while True:
+    _, status = os.waitpid(job, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    os.tcsetpgrp(0, os.getpid())
+    print("stopped; shell read", repr(input("$ ")), flush=True)
+    os.tcsetpgrp(0, job)
+    os.killpg(job, signal.SIGCONT)
 """
 
 
 class Session:
     """An inner run of pytest on a terminal."""
 
-    def __init__(self, directory: Path, *args: str) -> None:
+    def __init__(self, directory: Path, *args: str, by_shell: bool = False) -> None:
         self.master, self._slave = os.openpty()
         termios.tcsetwinsize(self.master, (40, 200))
         self._settings = termios.tcgetattr(self._slave)
         self._shown = ""
         options = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--basetemp", str(directory / "base"))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *options, *args],
+            [sys.executable, "-c", _ON_TERMINAL if not by_shell else _LEADER + _SHELL, *options, *args],
             cwd=directory,
             env={**os.environ, "TERM": "dumb", "PYTHON_COLORS": "0", "HOME": str(directory / "home")},
             stdin=self._slave,
@@ -105,10 +131,10 @@ def _system_call(pid: int) -> str:
 
 
 @contextmanager
-def session(directory: Path, *args: str) -> Iterator[Session]:
-    """Run pytest on a terminal, in a directory."""
+def session(directory: Path, *args: str, by_shell: bool = False) -> Iterator[Session]:
+    """Run pytest on a terminal, in a directory; as a job of a shell, which can stop it, if need be."""
     (directory / "home").mkdir(exist_ok=True)
-    started = Session(directory, *args)
+    started = Session(directory, *args, by_shell=by_shell)
     try:
         yield started
     finally:

@@ -16,7 +16,7 @@ Start = Callable[..., Session]
 def start(pytester: pytest.Pytester) -> Iterator[Start]:
     """Start pytest on a terminal, with every test in a crate."""
     with ExitStack() as stack:
-        yield lambda *args: stack.enter_context(session(pytester.path, "--crate-all", *args))
+        yield lambda *args, **how: stack.enter_context(session(pytester.path, "--crate-all", *args, **how))
 
 
 @pytest.mark.parametrize("statement", ["breakpoint()", "pytest.set_trace()", "import pdb; pdb.set_trace()"])
@@ -144,6 +144,27 @@ def test_interrupt_at_the_prompt(pytester: pytest.Pytester, start: Start) -> Non
     status, rest = run.ends()
     assert status == pytest.ExitCode.INTERRUPTED, rest
     assert "KeyboardInterrupt" in rest
+
+
+@pytest.mark.parametrize("options", [["-s"], []], ids=["-s", "captured"])
+def test_stop_at_the_prompt(pytester: pytest.Pytester, start: Start, options: list[str]) -> None:
+    """Ctrl-Z at the prompt stops pytest and the debugger; keys are the shell's until the job goes on."""
+    pytester.makepyfile("def test_stops():\n    local = 'of the body'\n    breakpoint()\n")
+    run = start(*options, by_shell=True)
+    run.expect(r"\(Pdb\) ")
+    for typed in ("first", "second"):
+        run.await_reader()
+        run.type("\x1a")
+        run.expect(r"\$ ")
+        run.type(f"{typed}\r")
+        run.expect(f"stopped; shell read '{typed}'")
+        run.type("p local\r")
+        run.expect("'of the body'")
+        run.expect(r"\(Pdb\) ")
+    run.type("c\r")
+    status, rest = run.ends()
+    assert status == 0, rest
+    assert "1 passed" in rest
 
 
 def test_killed_at_the_prompt(pytester: pytest.Pytester, start: Start) -> None:
