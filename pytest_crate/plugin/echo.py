@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
+from types import TracebackType
 from typing import Any, Literal
 
 import pluggy
@@ -30,7 +30,7 @@ _OWN = ("_pytest.", "pytest_crate.")
 
 def install(config: pytest.Config, echo: Callable[[], Echo]) -> None:
     """Have every hook of a phase that isn't pytest's or ours ask, whenever it is called, what its call is."""
-    quietly = functools.partial(_quietly, config, echo)
+    quietly = functools.partial(_Quietly, config, echo)
     for name in _HOOKS:
         for implementation in private.hook_implementations(config, name):
             function: Any = implementation.function
@@ -45,34 +45,42 @@ def install(config: pytest.Config, echo: Callable[[], Echo]) -> None:
             private.replace_function(implementation, replacement)
 
 
-@contextlib.contextmanager
-def _quietly(config: pytest.Config, echo: Callable[[], Echo]) -> Iterator[None]:
-    __tracebackhide__ = True
-    mode = echo()
-    if mode == "no":
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(Exception, private.OutcomeException))
-        if mode == "quiet":
-            nowhere = io.StringIO()
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-            stack.enter_context(private.terminal_written_to(config, nowhere))
-            stack.enter_context(warnings.catch_warnings(action="ignore"))
-            # Who debugs a hook does so in the crate.
-            stack.callback(setattr, sys, "breakpointhook", sys.breakpointhook)
-            sys.breakpointhook = _no_breakpoint
-            stack.callback(logging.disable, logging.root.manager.disable)
-            logging.disable()
-        yield
+class _Quietly:
+    """A context for one call of a hook; entered a dozen times per test."""
+
+    def __init__(self, config: pytest.Config, echo: Callable[[], Echo]) -> None:
+        self._config = config
+        self._mode = echo()
+
+    def __enter__(self) -> None:
+        if self._mode != "quiet":
+            return
+        nowhere = io.StringIO()
+        self._streams, self._breakpointhook = (sys.stdout, sys.stderr), sys.breakpointhook
+        self._terminal = private.write_terminal_to(self._config, nowhere)
+        self._warnings = warnings.catch_warnings(action="ignore")
+        self._warnings.__enter__()
+        self._logging = logging.root.manager.disable
+        logging.disable()
+        # Who debugs a hook does so in the crate.
+        sys.stdout, sys.stderr, sys.breakpointhook = nowhere, nowhere, _no_breakpoint
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._mode == "quiet":
+            (sys.stdout, sys.stderr), sys.breakpointhook = self._streams, self._breakpointhook
+            logging.disable(self._logging)
+            self._warnings.__exit__(kind, error, trace)
+            private.write_terminal_to(self._config, self._terminal)
+        return self._mode != "no" and isinstance(error, (Exception, private.OutcomeException))
 
 
 def _no_breakpoint(*_: object, **__: object) -> None:
     """Don't stop here."""
 
 
-Quietly = Callable[[], contextlib.AbstractContextManager[None]]
+Quietly = Callable[[], _Quietly]
 Hook = Callable[..., Any]
 
 

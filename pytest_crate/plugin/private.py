@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO, cast
 
 import pluggy
@@ -45,9 +45,9 @@ __all__ = [
     "take_captured",
     "take_junit_records",
     "tear_down_all",
-    "terminal_written_to",
     "wider_values",
     "write_captured",
+    "write_terminal_to",
     "writes_from_the_crate",
 ]
 
@@ -193,20 +193,16 @@ def replace_function(implementation: pluggy.HookImpl, function: Callable[..., An
     implementation.function = function  # type: ignore[misc]
 
 
-@contextmanager
-def terminal_written_to(config: pytest.Config, file: TextIO) -> Iterator[None]:
-    """Let what is written through pytest's terminal reporter go elsewhere; it keeps count of lines as always."""
-    __tracebackhide__ = True
+def write_terminal_to(config: pytest.Config, file: TextIO | None) -> TextIO | None:
+    """Let what is written through pytest's terminal reporter go to a file; return where it went until now.
+
+    The reporter keeps count of lines as always. Without a reporter there is no such file: None.
+    """
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
-        yield
-        return
-    writer = reporter._tw
-    before, writer._file = writer._file, file
-    try:
-        yield
-    finally:
-        writer._file = before
+        return None
+    before, reporter._tw._file = reporter._tw._file, file
+    return cast("TextIO", before)
 
 
 def give_values(item: pytest.Item, values: Mapping[str, object]) -> None:

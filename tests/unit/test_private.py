@@ -372,14 +372,14 @@ NAMES = [
     Name(
         title="TerminalReporter._tw",
         shape="the writer of the terminal",
-        used_by="terminal_written_to",
+        used_by="write_terminal_to",
         holder=lambda live: live.terminal,
         check=_terminal_file,
     ),
     Name(
         title="TerminalWriter._file",
         shape="the file that the terminal's writer writes to",
-        used_by="terminal_written_to",
+        used_by="write_terminal_to",
         holder=lambda live: live.terminal._tw,
         check=_terminal_file,
     ),
