@@ -88,6 +88,7 @@ class HostTable:
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
             "postgresql": ("PostgreSQL's server is not installed", lambda: pg_ctl() is not None),
+            "loop devices": ("losetup(8) can make no loop device of a file", _has_loop_devices),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }
         self._known: dict[str, bool] = {}
@@ -133,6 +134,12 @@ def _importable(name: str) -> bool:
 def _has_gnu_tar() -> bool:
     tar = shutil.which("tar")
     return tar is not None and "GNU" in subprocess.check_output([tar, "--version"], text=True)
+
+
+def _has_loop_devices() -> bool:
+    losetup = shutil.which("losetup")
+    found = None if losetup is None else subprocess.run([losetup, "--find"], capture_output=True, check=False)
+    return found is not None and found.returncode == 0
 
 
 def own_cgroups(*versions: int) -> list[str]:
@@ -311,7 +318,7 @@ def _what_is_there() -> set[object]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
-    if not {"e2e", "functional", "features", "interplay"} & set(request.node.path.parts):
+    if not {"e2e", "escape", "functional", "features", "interplay"} & set(request.node.path.parts):
         yield
         return
     before = _what_is_there()
