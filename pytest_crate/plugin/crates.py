@@ -56,12 +56,13 @@ class Crates:
     def create(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
         """Make a crate of a spec.
 
-        :param timed: kill it at the spec's timeout, counted from now on; a body's time is counted by its walk.
+        :param timed: for programs: kill it at the spec's timeout, counted from now on. A body's time is counted by
+            its walk.
         :raises HostError: the host can't give what it needs; with the doctor's reason and remedy.
         :raises ImageError: its image can't be used.
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
-        operations = self.plan(spec)
+        operations = self.plan(spec) if not timed else self._plan_program(spec)
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
         return self._engine.create(spec, operations, timed=timed)
@@ -97,16 +98,31 @@ class Crates:
             self._seen, self._plans = view, {}
         return self._plan(spec, view)
 
+    def _plan_program(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
+        """Return the mount operations for programs, which may be hostile: without pytest's cache.
+
+        pytest writes to its files by name, and would follow the symbolic link that one of them may have become.
+        """
+        cache = self._cache_directory()
+        view = self._view()
+        writable = tuple(path for path in view.writable if path != cache)
+        return self._plan_of(spec, dataclasses.replace(view, writable=writable))
+
     def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
-        rootfs_path = None if spec.image is None else self._open_image(spec.image)
-        if rootfs_path is not None and self._libraries is None:
-            self._libraries = host_view.load_interpreter_libraries()
-            view = dataclasses.replace(view, libraries=self._libraries)
         if not rootfs.is_all_in_view(view):
-            return rootfs.plan_root(spec, view, rootfs=rootfs_path)
-        if (spec, rootfs_path) not in self._plans:
-            self._plans[spec, rootfs_path] = rootfs.plan_root(spec, view, rootfs=rootfs_path)
-        return self._plans[spec, rootfs_path]
+            return self._plan_of(spec, view)
+        key = (spec, None if spec.image is None else self._open_image(spec.image))
+        if key not in self._plans:
+            self._plans[key] = self._plan_of(spec, view)
+        return self._plans[key]
+
+    def _plan_of(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
+        if spec.image is None:
+            return rootfs.plan_root(spec, view, rootfs=None)
+        if self._libraries is None:
+            self._libraries = host_view.load_interpreter_libraries()
+        view = dataclasses.replace(view, libraries=self._libraries)
+        return rootfs.plan_root(spec, view, rootfs=self._open_image(spec.image))
 
     def hides(self, path: str) -> bool:
         """Return whether crates on the host's root hide a path of the host's: a home's, a temporary directory's."""
@@ -128,15 +144,18 @@ class Crates:
             kept=kept,
             sockets=temporary.unix_sockets(kept),
             writable=tuple(self._writable()),
-            libraries=self._libraries or {},
         )
 
     def _writable(self) -> Iterator[str]:
         yield self._basetemp
+        cache = self._cache_directory()
+        if cache is not None:
+            yield cache
+
+    def _cache_directory(self) -> str | None:
         # Made again if a test has removed it.
         cache = private.cache_directory(self.config)
-        if cache is not None:
-            yield os.path.realpath(cache)
+        return None if cache is None else os.path.realpath(cache)
 
     def _home_directories(self) -> tuple[str, ...]:
         home = os.environ.get("HOME", "")

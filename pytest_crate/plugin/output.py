@@ -11,6 +11,8 @@ import pytest
 from pytest_crate.plugin import private
 
 _CHUNK_BYTES = 1 << 20
+# pytest reads what is captured whole into its memory.
+_MOST_LEFT_BYTES = 4 << 20
 
 
 class ChildOutput:
@@ -55,7 +57,7 @@ class ChildOutput:
         :param reported: what was moved to it, it has reported.
         """
         for _, captured, file in self._files:
-            _copy(file.fileno(), captured)
+            _copy(file.fileno(), captured, most_bytes=_MOST_LEFT_BYTES)
             _empty(file.fileno())
         if not self._files and not reported:
             private.write_captured(self._config, *self._moved)
@@ -68,10 +70,25 @@ def _empty(descriptor: int) -> None:
     os.lseek(descriptor, 0, os.SEEK_SET)
 
 
-def _copy(source: int, target: int) -> None:
-    offset = 0
-    while chunk := os.pread(source, _CHUNK_BYTES, offset):
-        offset += len(chunk)
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(target, view) :]
+def _copy(source: int, target: int, *, most_bytes: int | None = None) -> None:
+    """Append what is in one file to another; of more than so many bytes the middle is left out."""
+    size = os.fstat(source).st_size
+    if most_bytes is None or size <= most_bytes:
+        _copy_part(source, target, 0, size)
+        return
+    half = most_bytes // 2
+    _copy_part(source, target, 0, half)
+    _write(target, f"\n[... {size - 2 * half} bytes cut by pytest-crate ...]\n".encode())
+    _copy_part(source, target, size - half, size)
+
+
+def _copy_part(source: int, target: int, start: int, end: int) -> None:
+    while start < end and (chunk := os.pread(source, min(_CHUNK_BYTES, end - start), start)):
+        start += len(chunk)
+        _write(target, chunk)
+
+
+def _write(target: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]

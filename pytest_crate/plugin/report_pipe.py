@@ -6,10 +6,19 @@ import os
 from collections.abc import Mapping
 from typing import NoReturn
 
+from pytest_crate.plugin import transfer
 from pytest_crate.sandbox import wire
 
 EXIT_CLOSED = 71
 """Status of a child that found its pipe closed (EX_OSERR, sysexits.h)."""
+
+MAX_MESSAGE_BYTES = 8 << 20
+"""What a message may take in pytest's memory (:func:`wire.cost_bytes`); of a longer one, texts are cut."""
+
+MAX_MESSAGES_BYTES = 28 << 20
+"""What all messages of one test may take: pytest keeps them, or most of them. It is enough for 15,000 subtests."""
+
+_SHORT_BYTES = 1 << 18
 
 
 class ReportPipe:
@@ -39,7 +48,10 @@ class ReportPipe:
         try:
             if self._identify() != self._identity:
                 self._exit(EXIT_CLOSED)
-            view = memoryview(self._encode(message))
+            frame = self._encode(message)
+            if len(frame) > _SHORT_BYTES and "brought" not in message:
+                frame = self._encode(transfer.fitted(message, MAX_MESSAGE_BYTES))
+            view = memoryview(frame)
             while view:
                 view = view[self._write(self._sending, view) :]
         except OSError:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pytest_crate.plugin import private
+from pytest_crate.sandbox import wire
 
 Class = TypeVar("Class")
 
@@ -21,6 +22,7 @@ MAX_TEXT_CHARACTERS = 4 << 20
 
 
 _MAX_NAME = 500  # a longer text is a message
+_MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
 
 
 def to_builtins(value: object) -> Any:
@@ -57,13 +59,38 @@ def properties_to_builtins(properties: Iterable[tuple[str, object]]) -> list[tup
     ]
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
     # Lone surrogates survive JSON's escapes; str subclasses don't matter here.
-    if len(text) <= MAX_TEXT_CHARACTERS:
+    if len(text) <= most:
         return str(text)
-    half = MAX_TEXT_CHARACTERS // 2
+    half = most // 2
     cut = len(text) - 2 * half
     return f"{text[:half]}\n[... {cut} characters cut by pytest-crate ...]\n{text[-half:]}"
+
+
+def fitted(message: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
+    """Return a message of builtins that takes no more memory than that: long texts and lists lose their middle."""
+    fitting = dict(message)
+    texts, items = MAX_TEXT_CHARACTERS, _MAX_ITEMS
+    while wire.cost_bytes(wire.encode(fitting)) > max_bytes and texts > _MAX_NAME:
+        texts, items = texts // 2, items // 2
+        fitting = _cut(fitting, texts, items)
+    return fitting
+
+
+def _cut(value: Any, texts: int, items: int) -> Any:
+    if isinstance(value, str):
+        return _shortened(value, texts)
+    if isinstance(value, dict):
+        return {key: _cut(item, texts, items) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        if len(value) > items:
+            half, cut = items // 2, len(value) - items // 2 * 2
+            # The lines of a traceback; what isn't a text, such as a warning, can't say that others are missing.
+            lines = [f"[... {cut} lines cut by pytest-crate ...]"] if isinstance(value[0], str) else []
+            value = [*value[:half], *lines, *value[len(value) - half :]]
+        return [_cut(item, texts, items) for item in value]
+    return value
 
 
 def pack_report(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any]:

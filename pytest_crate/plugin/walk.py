@@ -37,7 +37,7 @@ from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.interplay import HOME
 from pytest_crate.plugin.output import ChildOutput
-from pytest_crate.plugin.report_pipe import EXIT_CLOSED, ReportPipe
+from pytest_crate.plugin.report_pipe import EXIT_CLOSED, MAX_MESSAGE_BYTES, MAX_MESSAGES_BYTES, ReportPipe
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
@@ -128,7 +128,7 @@ class Walk:
         self._awaited = -1
         self._stacks_fd = -1
         self._stacks = bytearray()
-        self._frames = wire.FrameReader()
+        self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._messages: deque[wire.Message] = deque()
         self._reports: dict[str, dict[str, Any]] = {}
         self._unpacked: pytest.TestReport | None = None
@@ -399,6 +399,8 @@ class Walk:
         private.forget_teardown(self.item, self._tear_down)
         self.item.runtest = self._run_test  # type: ignore[method-assign]
         self._interplay.mirror_starts(self.item)
+        if self._interplay.brings_much(self.item):
+            self._frames = wire.FrameReader()
 
     def _run_test(self) -> None:
         __tracebackhide__ = True
@@ -539,7 +541,7 @@ class Walk:
         for warning in message.get("warnings", ()):
             transfer.show_warning(warning)
         if "logged" in message:
-            return transfer.unpack_report(self.item.config, message["logged"]), None
+            return self._own(transfer.unpack_report(self.item.config, message["logged"])), None
         if "entered" in message:
             self._entered = True
         self._attend_to(message)
@@ -552,7 +554,7 @@ class Walk:
             raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
         if message.get("phase") != phase:
             return None, None
-        report = transfer.unpack_report(self.item.config, message["report"])
+        report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
         self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
@@ -563,6 +565,17 @@ class Walk:
         thrown = message["exception"]
         self.exception = None if thrown is None else _excinfo(raised.unpack_exception(thrown))
         return None, cast("dict[str, Any]", message["report"])
+
+    def _own(self, report: pytest.TestReport) -> pytest.TestReport:
+        """Return a report of the child's; it may not be one in another test's name.
+
+        A name that is nobody's is let through: there are plugins that give their reports other names.
+        """
+        if report.nodeid != self.item.nodeid and any(
+            report.nodeid == other.nodeid for other in self.item.session.items
+        ):
+            raise ValueError(f"a report of {report.nodeid}")
+        return report
 
     def _attend_to(self, message: wire.Message) -> None:
         """Do what the child waits for, or what can't wait."""
@@ -670,7 +683,8 @@ class Walk:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
             for message in received:
                 self._attend_to(message)
-            self._messages.extend(received)
+            # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
+            self._messages.extend(message for message in received if "brought" in message)
         for message in self._messages:
             if "brought" in message:
                 try:

@@ -41,6 +41,15 @@ class Entry:
     rootless: bool
 
 
+def hide() -> None:
+    """Keep the crate's other processes from tracing the calling one, or opening its program, until it executes another.
+
+    Between giving up its capabilities and execve(2) it is their equal, without the filter yet, and still runs the
+    host's interpreter from the host's own mount (CVE-2016-9962, CVE-2019-5736). execve(2) takes this back.
+    """
+    libc.prctl("hide from the crate's processes", libc.PR_SET_DUMPABLE, 0)
+
+
 def enter(entry: Entry) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 

@@ -594,6 +594,7 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
     try:
         signal.set_wakeup_fd(-1)
         try:
+            child.hide()
             child.enter(entry)
             os.setsid()
             for number, descriptor in enumerate(stdio):

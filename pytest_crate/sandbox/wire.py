@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,11 @@ MAX_FRAME_BYTES = 256 << 20
 """The longest frame that is accepted; a longer one is a broken or a forged one."""
 
 _MAX_DESCRIPTORS = 16
+
+# What an object, an array, and an element of one take in CPython 3.11, about, beyond what they hold.
+_WEIGHTS = ((b"{", 100), (b"[", 60), (b",", 30))
+_LIGHT_BYTES = 1 << 20
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 Message = dict[str, Any]
 
@@ -38,7 +44,8 @@ def decode(body: bytes) -> Message:
     :raises WireError: it is not the JSON of an object.
     """
     try:
-        message = json.loads(body)
+        # As it is encoded: other characters, and other encodings, would take several times the room.
+        message = json.loads(body.decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise WireError(f"a frame of {len(body)} bytes is not JSON: {error}") from error
     if not isinstance(message, dict):
@@ -46,10 +53,33 @@ def decode(body: bytes) -> Message:
     return message
 
 
-class FrameReader:
-    """Cuts a byte stream into messages; fed with what was read, in whatever pieces."""
+def cost_bytes(body: bytes) -> int:
+    """Return about how much memory the message of a frame's body takes: several times its length, at worst.
 
-    def __init__(self) -> None:
+    Strings count as long as they are, times four where one of their characters is beyond the first plane (PEP 393);
+    every object, array and element counts on top.
+    """
+    length = len(body) * (4 if b"\\ud" in body else 2 if b"\\u" in body else 1)
+    if (weight := _weight(body)) <= _LIGHT_BYTES:
+        return length + weight
+    return length + _weight(_STRING.sub(b"", body))  # commas in a long text are no elements
+
+
+def _weight(body: bytes) -> int:
+    return sum(each * body.count(mark) for mark, each in _WEIGHTS)
+
+
+class FrameReader:
+    """Cuts a byte stream into messages; fed with what was read, in whatever pieces.
+
+    :param max_frame_bytes: the most that a frame may cost (:func:`cost_bytes`).
+    :param max_total_bytes: the most that all together may; None for no limit.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES, max_total_bytes: int | None = None) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._max_total_bytes = max_total_bytes or 0
+        self._left_bytes = max_total_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
@@ -61,14 +91,28 @@ class FrameReader:
         messages: list[Message] = []
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
+            if length > self._max_frame_bytes:
                 raise WireError(f"a frame claims {length} bytes")
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(decode(bytes(self._buffer[_LENGTH.size : end])))
+            with memoryview(self._buffer) as view:
+                body = bytes(view[_LENGTH.size : end])
             del self._buffer[:end]
+            if self._left_bytes is not None:
+                self._verify(body)
+            messages.append(decode(body))
         return messages
+
+    def _verify(self, body: bytes) -> None:
+        # Before it is decoded: that is when it becomes large.
+        cost = cost_bytes(body)
+        if cost > self._max_frame_bytes:
+            raise WireError(f"a frame of {len(body)} bytes would take {cost} bytes of memory")
+        assert self._left_bytes is not None
+        self._left_bytes -= cost
+        if self._left_bytes < 0:
+            raise WireError(f"all in all it took more than {self._max_total_bytes >> 20} MiB")
 
 
 def write_frame(descriptor: int, message: Mapping[str, object]) -> None:

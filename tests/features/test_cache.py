@@ -52,3 +52,23 @@ def test_nothing_else_of_the_project_is_written(pytester: pytest.Pytester, run_i
     assert not (pytester.path / "made").exists()
     assert json.loads((pytester.path / ".pytest_cache" / "v" / "a" / "c").read_text()) == 2
     assert run_inner("--crate-all", "-p", "no:cacheprovider", "-k", "none").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_programs_have_no_hand_in_it(pytester: pytest.Pytester) -> None:
+    """A program that puts a symbolic link in the place of the cache's file does not make pytest write elsewhere."""
+    victim = pytester.path / "victim"
+    victim.write_text("untouched")
+    pytester.makepyfile(
+        f"""
+        import pytest
+        @pytest.mark.crate
+        def test_drives(crate_sandbox, pytestconfig):
+            directory = pytestconfig.cache._cachedir / "v" / "cache"
+            script = f"mkdir -p {{directory}}; rm -f {{directory}}/lastfailed; ln -s {victim} {{directory}}/lastfailed"
+            crate_sandbox.run(["sh", "-c", script], check=True)
+            assert 0
+        """
+    )
+    assert pytester.runpytest_subprocess("-p", "no:hypothesispytest").ret == 1
+    assert victim.read_text() == "untouched"
+    assert "test_drives" in (pytester.path / ".pytest_cache/v/cache/lastfailed").read_text()

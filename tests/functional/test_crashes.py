@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+
 import pytest
 
 from tests.inner import BothWays, RunInner
@@ -280,3 +283,118 @@ def test_crash_under_a_debugger(pytester: pytest.Pytester, run_inner: RunInner) 
     assert run.outcomes() == {"passed": 1, "failed": 1}
     assert "entering PDB" not in run.text
     assert "ended with exit status 9" in run.text
+
+
+FORGER = """
+    import os, struct, sys
+    import pytest
+    def frame(body):
+        return struct.pack(">I", len(body)) + body
+    def to_the_report(data):
+        # Whichever of the inherited pipes takes it.
+        for number in range(3, 256):
+            try:
+                if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(number, view):]
+            except OSError:
+                pass
+"""
+
+
+def test_a_report_in_another_tests_name(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A body can't report another test as passed: what it sends in a name that is not its own fails it."""
+    pytester.makepyfile(
+        textwrap.dedent(FORGER)
+        + textwrap.dedent(
+            """
+            import json
+            def test_forges(request):
+                other = request.session.items[1]
+                report = pytest.TestReport(other.nodeid, other.location, {}, "passed", None, "call")
+                data = request.config.hook.pytest_report_to_serializable(config=request.config, report=report)
+                to_the_report(frame(json.dumps({"logged": data}).encode()))
+                os._exit(0)
+            def test_other(): assert 0
+            """
+        )
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"failed": 2}
+    assert "a report of" in run.of("test_forges")["longrepr"]
+    assert [report["outcome"] for report in run.reports if "test_other" in report["nodeid"]] == [
+        *("passed", "failed", "passed")
+    ]
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        "b'x' * (1 << 20)",  # no frame at all
+        "frame(b'{\"logged\":\"' + b'x' * (7 << 20) + b'\"}')",
+        "frame(b'{\"a\":[' + b'[],' * (1 << 20) + b'0]}')",
+        "frame(b'{\"warnings\":[]}')",
+    ],
+    ids=["noise", "long texts", "many lists", "small frames"],
+)
+def test_a_flood_of_reports(pytester: pytest.Pytester, run_inner: RunInner, flood: str) -> None:
+    """A body that floods its report's descriptor fails, and takes little of pytest's memory."""
+    pytester.makeconftest(
+        """
+        import resource
+        def pytest_terminal_summary(terminalreporter):
+            terminalreporter.write_line(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}")
+        """
+    )
+    pytester.makepyfile(
+        textwrap.dedent(FORGER)
+        + textwrap.dedent(
+            f"""
+            def test_floods():
+                flood = {flood}
+                for _ in range(1 + (300 << 20) // (64 * len(flood))):
+                    to_the_report(flood * 64 if len(flood) < 1000 else flood)
+                os._exit(0)
+            def test_after(): pass
+            """
+        )
+    )
+    plain = run_inner("--crate-all", "-k", "test_after")
+    run = run_inner("--crate-all", "--crate-timeout=20")
+    assert run.of("test_after")["outcome"] == "passed"
+    assert run.of("test_floods")["outcome"] == "failed"
+    peaks = [int(re.findall(r"^peak (\d+)", each.text, re.MULTILINE)[0]) for each in (plain, run)]
+    assert peaks[1] - peaks[0] <= 50, peaks
+
+
+def test_a_gigabyte_of_output(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Of what a body that is killed has printed, pytest shows both ends; it does not take it all into its memory."""
+    pytester.makeconftest(
+        """
+        import resource
+        def pytest_terminal_summary(terminalreporter):
+            terminalreporter.write_line(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}")
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        def test_prints():
+            os.write(1, b"begins\\n")
+            for _ in range(300):
+                os.write(1, b"x" * (1 << 20))
+            os.write(1, b"\\nends\\n")
+            os._exit(1)
+        def test_after(): pass
+        """
+    )
+    plain = run_inner("--crate-all", "-k", "test_after")
+    run = run_inner("--crate-all")
+    (output,) = [text for title, text in run.of("test_prints")["sections"] if title == "Captured stdout call"]
+    assert output.startswith("begins\n")
+    assert output.endswith("\nends\n")
+    assert "bytes cut by pytest-crate" in output
+    assert run.of("test_after")["outcome"] == "passed"
+    peaks = [int(re.findall(r"^peak (\d+)", each.text, re.MULTILINE)[0]) for each in (plain, run)]
+    assert peaks[1] - peaks[0] <= 50, peaks

@@ -43,6 +43,10 @@ class Interplay:
                 if adapter is not None:
                     self._adapters[name] = adapter
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        """Whether what is brought home may be large."""
+        return any(adapter.brings_much(item) for adapter in self._adapters.values())
+
     def wider_fixtures(self, item: pytest.Item) -> list[str]:
         """In pytest, before the fork: return the wider fixtures that plugins ask for while the item is set up."""
         return [name for adapter in self._adapters.values() for name in adapter.wider_fixtures(item)]

@@ -19,6 +19,10 @@ class Adapter:
         """
         return ()
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        """In pytest: whether what is brought home may be large: whole files, or something of every line."""
+        return False
+
     def before_fork(self, item: pytest.Item) -> None:
         """In pytest, when the wider fixtures are set up."""
 

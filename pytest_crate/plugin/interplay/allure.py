@@ -35,6 +35,9 @@ class _Results(Adapter):
         self._listener = listener
         self._noted: Any = None
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        return True
+
     def child_starts(self, item: pytest.Item) -> None:
         commons: Any = sys.modules["allure_commons"]
         for name in _Noted.HOOKS:

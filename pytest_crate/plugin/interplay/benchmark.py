@@ -22,6 +22,9 @@ class _Benchmarks(Adapter):
         self._session = session
         self._before = 0
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        return not {"benchmark", "benchmark_weave"}.isdisjoint(getattr(item, "fixturenames", ()))
+
     def child_starts(self, item: pytest.Item) -> None:
         self._before = len(self._session.benchmarks)
 

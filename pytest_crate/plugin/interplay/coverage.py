@@ -35,6 +35,9 @@ class _Coverage(Adapter):
     def __init__(self) -> None:
         self._before: frozenset[str] = frozenset()
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        return _running() is not None
+
     def child_starts(self, item: pytest.Item) -> None:
         running = _running()
         if running is not None:

@@ -21,6 +21,9 @@ class _ExpectedFiles(Adapter):
     def __init__(self) -> None:
         self._before: dict[str, tuple[int, int]] = {}
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        return _uses(item)
+
     def child_starts(self, item: pytest.Item) -> None:
         if _uses(item):
             self._before = _listing(_directory(item))

@@ -22,6 +22,9 @@ class _Snapshots(Adapter):
         self._before = 0
         self._written: list[dict[str, Any]] = []
 
+    def brings_much(self, item: pytest.Item) -> bool:
+        return True
+
     def child_starts(self, item: pytest.Item) -> None:
         self._before = len(self._session._assertions)  # noqa: SLF001
         queue = self._session.queue_snapshot_write
