@@ -106,3 +106,15 @@ def test_a_sentence_without_a_test_is_found():
         ("Four.", []),
         ("Five.", ["e::f"]),
     ]
+
+
+def test_every_way_out_is_told():
+    """The threat model names each attempt to get out of a crate, and no other."""
+    tree = ast.parse((DOCS.parent / "tests" / "escape" / "conftest.py").read_text())
+    (protections,) = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "PROTECTIONS"
+    ]
+    told = re.findall(r"^\| `(\w+)` \|", PAGES["security.md"].partition("## What is tried")[2], re.MULTILINE)
+    assert told == [key.value for key in protections.keys]
