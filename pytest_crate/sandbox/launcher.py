@@ -569,6 +569,7 @@ def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], 
         try:
             if "net" in kinds:
                 network.loopback_up()
+                network.add_addresses()
                 if not rootless:
                     # A payload's root has no power over the network: ports below 1024 are open to all in it.
                     network.allow_low_ports()

@@ -17,7 +17,7 @@ import pytest
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
 from pytest_crate.kernel.capabilities import set_capabilities
-from pytest_crate.kernel.network import allow_low_ports, loopback_up
+from pytest_crate.kernel.network import add_addresses, allow_low_ports, loopback_up
 
 pytestmark = [
     pytest.mark.needs("root"),
@@ -156,3 +156,51 @@ def test_low_ports_of_the_crate_only() -> None:
     before, after = in_child(work)
     assert (before, after) == (errno.EACCES, 0)
     assert LOW_PORTS.read_text(encoding="ascii") == host
+
+
+def configured(family: int, address: str) -> list[str]:
+    """Return what an address resolves to for a client that asks for configured families only."""
+    try:
+        found = socket.getaddrinfo(address, 80, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+    except socket.gaierror as error:
+        return [str(error.args[1])]
+    return [str(address[0]) for *_, address in found]
+
+
+def test_addresses_for_resolvers() -> None:
+    """Only with addresses besides 127.0.0.1 and ::1 does AI_ADDRCONFIG find either; both work as before."""
+
+    def work() -> object:
+        libc.unshare("test", libc.CLONE_NEWNET)
+        loopback_up()
+        before = [configured(socket.AF_INET, "127.0.0.1"), configured(socket.AF_INET6, "::1")]
+        add_addresses()
+        return [
+            before,
+            [configured(socket.AF_INET, "127.0.0.1"), configured(socket.AF_INET6, "::1")],
+            round_trip(socket.AF_INET, "127.0.0.1"),
+            round_trip(socket.AF_INET6, "::1"),
+            interfaces(),
+        ]
+
+    unknown = ["Name or service not known"]
+    assert in_child(work) == [
+        *([unknown, unknown], [["127.0.0.1"], ["::1"]]),
+        *("hello from 127.0.0.1", "hello from ::1", ["lo"]),
+    ]
+
+
+def test_no_addresses_without_a_loopback_interface() -> None:
+    """Without the right to change the network, the error names the call."""
+
+    def work() -> object:
+        libc.unshare("test", libc.CLONE_NEWNET)
+        loopback_up()
+        set_capabilities(0)
+        try:
+            add_addresses()
+        except SandboxError as error:
+            return [error.syscall, error.path, error.errno]
+        return None
+
+    assert in_child(work) == ["netlink", "RTM_NEWADDR lo 127.0.0.2", errno.EPERM]
