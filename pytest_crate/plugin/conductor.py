@@ -337,7 +337,7 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     report = own
     mirrored = walk.mirror_report(call.when)
     if mirrored is not None:
-        sections = _with_output(mirrored.sections, walk.own_sections())
+        sections = _with_output(mirrored.sections, walk.own_sections(str(call.when)))
         if call.excinfo is None:
             report = mirrored
         elif mirrored.failed:

@@ -12,6 +12,12 @@ from pytest_crate.sandbox import wire
 EXIT_CLOSED = 71
 """Status of a child that found its pipe closed (EX_OSERR, sysexits.h)."""
 
+NEXT_PHASE = b"n"
+"""The mirror's word that the child may begin the next phase."""
+
+ATTENDED = b"a"
+"""The mirror's word that it has done what the child asked for."""
+
 MAX_MESSAGE_BYTES = 8 << 20
 """What a message may take in pytest's memory (:func:`wire.cost_bytes`); of a longer one, texts are cut."""
 
@@ -35,6 +41,7 @@ class ReportPipe:
         self._exit, self._encode = os._exit, wire.encode
         self._pid = os.getpid()
         self._identity = self._identify()
+        self._heard: list[bytes] = []
 
     def _identify(self) -> tuple[int, int]:
         status = self._fstat(self._sending)
@@ -57,12 +64,21 @@ class ReportPipe:
         except OSError:
             self._exit(EXIT_CLOSED)
 
-    def await_mirror(self) -> None:
-        """Wait for the mirror to begin the next phase."""
-        try:
-            self._read(self._awaited, 1)
-        except OSError:
-            self._exit(EXIT_CLOSED)
+    def await_mirror(self, word: bytes) -> None:
+        """Wait for a word of the mirror's: :data:`NEXT_PHASE` or :data:`ATTENDED`.
+
+        One may come while the other is waited for: a child that has reported a phase may ask for attention before it
+        begins the next.
+        """
+        while word not in self._heard:
+            try:
+                heard = self._read(self._awaited, 1)
+            except OSError:
+                self._exit(EXIT_CLOSED)
+            if not heard:  # pytest is gone
+                self._exit(EXIT_CLOSED)
+            self._heard.append(heard)
+        self._heard.remove(word)
 
     def leave(self, status: int) -> NoReturn:
         """End the process."""

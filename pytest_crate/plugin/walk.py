@@ -37,7 +37,14 @@ from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.interplay import HOME
 from pytest_crate.plugin.output import ChildOutput
-from pytest_crate.plugin.report_pipe import EXIT_CLOSED, MAX_MESSAGE_BYTES, MAX_MESSAGES_BYTES, ReportPipe
+from pytest_crate.plugin.report_pipe import (
+    ATTENDED,
+    EXIT_CLOSED,
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGES_BYTES,
+    NEXT_PHASE,
+    ReportPipe,
+)
 from pytest_crate.report.limits import failure_message
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
@@ -144,6 +151,7 @@ class Walk:
         self._lent: keyboard.Lent | None = None
         self._entered = False
         self._reported = False
+        self._own_output: dict[str, tuple[str, str]] = {}
         self._exit = Exit()
         # the child's
         self._report_pipe: ReportPipe | None = None
@@ -174,9 +182,9 @@ class Walk:
             private.show_fixtures(self.item.config, shown=self._shows_fixtures)
             if phase == "teardown":
                 private.own_wider_finalizers(self.item)
-            self._pipe.await_mirror()
+            self._pipe.await_mirror(NEXT_PHASE)
         elif self._step >= 0 and self._in_step:
-            self._let_child_go_on()
+            self._let_child_go_on(NEXT_PHASE)
 
     def phase_ends(self) -> None:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
@@ -358,7 +366,7 @@ class Walk:
     def child_interacts(self) -> None:
         """In the child: let the mirror log a failure before someone looks into it, maybe with a debugger."""
         self._send({"interacts": True})
-        self._pipe.await_mirror()
+        self._pipe.await_mirror(ATTENDED)
 
     def _child_writes(self) -> None:
         """In the child: let the mirror print what comes before, for the child is about to write to the terminal."""
@@ -369,7 +377,7 @@ class Walk:
     def child_debugs(self, entered: bool) -> None:
         """In the child: have the mirror stop the clock, and lend the terminal, while someone has a debugger."""
         self._send({"debugger": entered})
-        self._pipe.await_mirror()
+        self._pipe.await_mirror(ATTENDED)
 
     def child_ends(self, error: BaseException | None = None) -> NoReturn:
         """In the child: leave, with the reason if the protocol was broken off."""
@@ -468,14 +476,24 @@ class Walk:
         self._phase_over = False
         return True
 
-    def own_sections(self) -> list[tuple[str, str]]:
-        """In the mirror: the output that pytest itself has captured, of wider fixtures and of their threads."""
-        # What was logged before the fork is in the child's memory, too.
-        return [
-            (f"Captured {key} {phase}", text)
-            for phase, key, text in private.captured_in(self.item)
-            if key != "log" or phase == "teardown"
-        ]
+    def own_sections(self, when: str) -> list[tuple[str, str]]:
+        """In the mirror: the output that pytest itself has captured, of wider fixtures and of their threads.
+
+        :param when: the phase up to which.
+        """
+        found: dict[tuple[str, str], str] = {}
+        for phase, texts in self._own_output.items():
+            found.update({(phase, key): text for key, text in zip(("stdout", "stderr"), texts, strict=True) if text})
+        passed = self._reports.get("setup", {}).get("outcome") == "passed"
+        following = {"setup": "call" if passed else "teardown", "call": "teardown"}
+        for phase, key, text in private.captured_in(self.item):
+            if key != "log":
+                said_in = following[phase] if phase in self._own_output else phase
+                found[said_in, key] = text + found.get((said_in, key), "")
+            elif phase == "teardown":  # what was logged before the fork is in the child's memory, too
+                found[phase, key] = text
+        phases = {"setup": ("setup",), "call": ("setup", "call")}.get(when, ("setup", "call", "teardown"))
+        return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if phase in phases]
 
     def collapsed_in(self, when: str) -> bool:
         """Whether the mirror had to speak for the child in a phase."""
@@ -514,7 +532,9 @@ class Walk:
             raise CrateFailed(self._limit_message(exceeded) + text, sections)
         self._reports[phase] = data
         if phase != "teardown" and not self._in_step:
-            os.write(self._step, b".")
+            # What a wider fixture's thread prints here from now on is said in the child's next phase.
+            self._own_output[phase] = private.take_captured(self.item.config)
+            os.write(self._step, NEXT_PHASE)
 
     def _next_report(self, phase: Phase) -> dict[str, Any]:
         while True:
@@ -585,12 +605,12 @@ class Walk:
             if message["debugger"] is True:
                 self._lent = keyboard.Lent(self._pidfd)
         if "debugger" in message or "interacts" in message:
-            self._let_child_go_on()
+            self._let_child_go_on(ATTENDED)
 
-    def _let_child_go_on(self) -> None:
+    def _let_child_go_on(self, word: bytes) -> None:
         # What has been printed here comes first: it may still be in a buffer.
         _flush(self.item.config)
-        os.write(self._step, b".")
+        os.write(self._step, word)
 
     def _take_terminal_back(self) -> None:
         lent, self._lent = self._lent, None
