@@ -25,6 +25,9 @@ DRIVE = ("-p", "pytest_crate", "--crate-require", *LIMITS)
 """Tests that drive crates, and marked ones, have limits."""
 CRATE = (*DRIVE, "--crate-all")
 
+OWN_WARNINGS = ("-o", "filterwarnings=")
+"""For suites that make errors of warnings: pytest-forked and pytest-isolate leave files open."""
+
 WARM = 20
 """The first tests of a run are not counted: they start what serves the others."""
 

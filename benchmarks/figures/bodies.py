@@ -37,12 +37,23 @@ def empty(place: Place, *, quick: bool) -> Figure:
 def click(place: Place, *, quick: bool) -> Figure:
     """A file of click's tests."""
     where = place.suite("click")
-    return figure_of("click's test_options.py", _UNIT, _turns(place, where, "tests/test_options.py"), COMPARISONS)
+    return figure_of(
+        "click's test_options.py",
+        _UNIT,
+        _turns(place, where, *sessions.OWN_WARNINGS, "tests/test_options.py"),
+        COMPARISONS,
+    )
 
 
 def _turns(place: Place, where: Path, *args: str) -> list[Turn]:
+    # pytest-isolate leaves files in the temporary directory.
+    left = place.directory / "left"
+    left.mkdir(exist_ok=True)
+    environs = {"pytest-isolate": {"TMPDIR": str(left)}}
     return [
-        single(name, Session(python=python, where=where, args=(*way, *args)).ms_per_test)
+        single(
+            name, Session(python=python, where=where, args=(*way, *args), environ=environs.get(name, {})).ms_per_test
+        )
         for python, ways in ((place.peers, _WAYS), (place.current, _NEWEST))
         for name, way in ways.items()
     ]

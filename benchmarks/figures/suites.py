@@ -31,7 +31,10 @@ def suite(name: str, place: Place) -> Figure:
     return figure_of(
         f"{name}'s own tests, the whole command",
         "ms",
-        [single(way, Session(python=place.peers, where=where, args=args).whole_ms) for way, args in _WAYS.items()],
+        [
+            single(way, Session(python=place.peers, where=where, args=(*args, *sessions.OWN_WARNINGS)).whole_ms)
+            for way, args in _WAYS.items()
+        ],
         (
             Comparison(one="crate", other="plain"),
             Comparison(one="crate", other="fork only"),
