@@ -111,13 +111,16 @@ def test_turns() -> None:
 def test_a_turn_that_fails() -> None:
     """It is not tried again and its reason is kept; the others go on."""
 
+    calls = []
+
     def fail() -> float:
+        calls.append(1)
         raise CommandFailed("it broke")
 
     figure = figure_of("title", "ms", [single("bad", fail), single("good", lambda: 1.0)], ())
     assert figure.contenders == ["bad", "good"]
     assert [figure.measure(), figure.measure()] == [{"good": 1.0}, {"good": 1.0}]
-    assert figure.absent == {"bad": "it broke"}
+    assert (figure.absent, len(calls)) == ({"bad": "it broke"}, 1)
 
 
 # -- sessions ----------------------------------------------------------------------------------------
