@@ -44,9 +44,10 @@ class Crates:
         self._homes: tuple[str | None, tuple[str, ...]] = (None, ())
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
-        self._basetemp = os.path.realpath(private.basetemp(config))
+        basetemp = private.basetemp(config)
+        self._basetemp = None if basetemp is None else os.path.realpath(basetemp)
         # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
-        self._own = (self._basetemp, _numbered_directories(self._basetemp))
+        self._own = () if self._basetemp is None else (self._basetemp, _numbered_directories(self._basetemp))
 
     @property
     def enforcement(self) -> Enforcement:
@@ -147,7 +148,8 @@ class Crates:
         )
 
     def _writable(self) -> Iterator[str]:
-        yield self._basetemp
+        if self._basetemp is not None:
+            yield self._basetemp
         cache = self._cache_directory()
         if cache is not None:
             yield cache

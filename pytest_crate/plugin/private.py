@@ -400,7 +400,7 @@ def dump_stacks_in_time(config: pytest.Config, *, here: bool) -> None:
     faulthandler.dump_traceback_later(timeout, exit=leave, file=config.stash[fault_handler_stderr_fd_key])
 
 
-def basetemp(config: pytest.Config) -> str:
-    """Return the run's base temporary directory, made if it is not there yet."""
-    factory = config._tmp_path_factory  # type: ignore[attr-defined]
-    return str(factory.getbasetemp())
+def basetemp(config: pytest.Config) -> str | None:
+    """Return the run's base temporary directory, made if it is not there yet; None with ``-p no:tmpdir``."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    return None if factory is None else str(factory.getbasetemp())

@@ -212,9 +212,10 @@ class Walk:
             self.uncrated = refusal.reason
             return True
         self._sandbox = sandbox
-        if self.spec.user is not None and os.geteuid() == 0:
+        basetemp = private.basetemp(self.item.config)
+        if basetemp is not None and self.spec.user is not None and os.geteuid() == 0:
             # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
-            os.chmod(private.basetemp(self.item.config), 0o1777)
+            os.chmod(basetemp, 0o1777)
         try:
             here = os.getcwd()
         except FileNotFoundError:  # a test before this one removed it

@@ -196,3 +196,28 @@ def test_pytester(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     )
     for args in ((), ("--crate-all",)):
         assert run_inner(*args, "test_pytester.py").outcomes() == {"passed": 3, "failed": 1}
+
+
+# Those that pytest itself can do without.
+WITHOUT = """
+cacheprovider capture debugging doctest faulthandler logging monkeypatch pastebin recwarn setuponly setupplan stepwise
+subtests threadexception tmpdir unittest unraisableexception warnings
+""".split()
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_without_a_plugin(pytester: pytest.Pytester, both_ways: BothWays, name: str) -> None:
+    """With one of pytest's own plugins turned off, tests ride in crates all the same."""
+    pytester.makepyfile(
+        """
+        import unittest, pytest
+        @pytest.fixture(scope="module")
+        def wide(): print("wide"); return 1
+        def test_passes(wide): assert wide
+        def test_fails(): print("said"); assert 1 == 2
+        class Case(unittest.TestCase):
+            def test_case(self): pass
+        """
+    )
+    run = both_ways("-p", f"no:{name}")
+    assert run.of("test_fails")["outcome"] == "failed"
