@@ -12,6 +12,8 @@ VARYING = (
     (re.compile(r"\b\d+\.\d+s\b( \(\d+:\d\d:\d\d\))?"), "N.NNs"),
     (re.compile(r"\b\d+\.\d+ms\b"), "N.NNms"),
     (re.compile(r"\bport=\d+"), "port=N"),
+    # Tasks and processes that Python names by counting all of its process's, those of earlier tests among them.
+    (re.compile(r"\b(Task|Process)-\d+\b"), r"\1-N"),
     (re.compile(r"\[\d\d/\w{3}/\d{4} \d\d:\d\d:\d\d\]"), "[TIME]"),
     # Hypothesis' statistics hold times; a test of their own looks at them.
     (re.compile(r'("hypothesis-statistics-[^"]*",\s*"value": )"[^"]*"'), "\\1STATISTICS"),

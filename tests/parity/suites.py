@@ -127,6 +127,14 @@ SUITES = (
     Suite(name="python-dotenv", version="1.2.4", requirements=("click", "ipython", "sh")),
     Suite(name="platformdirs", version="4.5.0", requirements=("appdirs", "pytest-mock")),
     Suite(name="jinja2", version="3.1.6", requirements=("trio",)),
+    Suite(name="freezegun", version="1.5.5"),
+    Suite(
+        name="structlog",
+        version="26.1.0",
+        requirements=("pytest-asyncio", "pytest-randomly", "simplejson", "time-machine", "twisted", "rich"),
+        # In one order, so that the runs are comparable.
+        args=("-p", "no:randomly"),
+    ),
     Suite(
         name="pytest",
         version="9.2.0",
