@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 import sys
 import tracemalloc
 import warnings
@@ -22,6 +23,7 @@ MAX_TEXT_CHARACTERS = 4 << 20
 
 
 _MAX_NAME = 500  # a longer text is a message
+_MAX_WARNING = 1 << 16  # pytest's summary puts all warnings together in its memory
 _MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
 
 
@@ -102,7 +104,10 @@ def pack_report(config: pytest.Config, report: pytest.TestReport) -> dict[str, A
 
 
 def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.TestReport:
-    """Rebuild a report that :func:`pack_report` wrote."""
+    """Rebuild a report that :func:`pack_report` wrote.
+
+    :raises AttributeError, KeyError, TypeError, ValueError, AssertionError: it is not such a one.
+    """
     # from_serializable takes what it is given apart: it gets a copy.
     copied = _copy(data)
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
@@ -114,7 +119,46 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     report.location = tuple(report.location)  # type: ignore[assignment]
     report.user_properties = [(str(name), value) for name, value in report.user_properties]
     report.sections = [(str(name), str(text)) for name, text in report.sections]
+    _verify(report)
     return report
+
+
+def _verify(report: pytest.TestReport) -> None:
+    """Refuse what pytest's own reporters would stumble over: with a traceback of theirs the whole run would end.
+
+    :raises ValueError: it is not a report as pytest makes them.
+    """
+    path, line, domain = report.location
+    reason = report.longrepr
+    ours: Any = report
+    numbers = [getattr(ours, name, 0) for name in ("duration", "start", "stop")]
+    if not (
+        isinstance(report, pytest.TestReport)
+        and all(isinstance(text, str) for text in (report.nodeid, report.when, path, domain))
+        and (report.when in ("setup", "call", "teardown") and report.outcome in ("passed", "failed", "skipped"))
+        and (line is None or isinstance(line, int))
+        and isinstance(report.keywords, dict)
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        and isinstance(getattr(ours, "wasxfail", ""), str)
+        and (reason is None or isinstance(reason, (str, tuple)) or hasattr(reason, "toterminal"))
+        # An attribute that hides a method, so that it can't be called any more.
+        and not any(callable(getattr(type(report), name, None)) for name in vars(report))
+    ):
+        raise ValueError("a report with parts that none has")
+    if isinstance(reason, tuple):
+        place, number, text = reason
+        if not (isinstance(place, str) and isinstance(number, int) and isinstance(text, str)):
+            raise ValueError(f"a reason to skip that is none: {reason!r}")
+    elif reason is not None:
+        crash = getattr(reason, "reprcrash", None)
+        if crash is not None and not (
+            isinstance(crash.path, str) and isinstance(crash.lineno, int) and isinstance(crash.message, str)
+        ):
+            raise ValueError("a crash that is at no place")
+        try:
+            _ = report.longreprtext
+        except Exception as error:
+            raise ValueError(f"a failure that can't be shown: {error!r}") from error
 
 
 def _copy(value: Any) -> Any:
@@ -181,7 +225,7 @@ class _Source:
 def show_warning(data: Mapping[str, Any]) -> None:
     """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
     category = _find_class(data["module"], data["name"], Warning)
-    message = _rebuilt(category, data["text"])
+    message = _rebuilt(category, _shortened(data["text"], _MAX_WARNING))
     path, number = data["filename"], data["lineno"]
     allocated = data.get("allocated")
     if allocated:

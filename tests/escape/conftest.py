@@ -16,10 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 import pytest_crate
+from pytest_crate.sandbox import sandbox
 from tests.escape.attempts import ATTEMPTS, EFFECTS
 from tests.escape.decoys import NOBODY, Decoys
 
@@ -191,6 +193,43 @@ def rootless(request: pytest.FixtureRequest, needs: Callable[..., None]) -> Who:
     needs("user namespaces")
     python = request.getfixturevalue("interpreter_for_everyone")
     return Who(user=NOBODY, python=python, python_path=str(request.getfixturevalue("packages_for_everyone")))
+
+
+class RunHere(Protocol):
+    """Runs pytest as root on one test file, in ``pytester.path``, and returns what it printed."""
+
+    def __call__(self, source: str, *, without: str = "", args: Sequence[str] = ()) -> str:
+        """Run it.
+
+        :param without: Python that takes a protection away: run in pytest's process, and in the launcher's.
+        """
+
+
+@pytest.fixture
+def run_here(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHere:
+    """Run an inner pytest in a process of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("CI", "BUILD_NUMBER"):  # the short summary would hold whole messages
+        monkeypatch.delenv(name, raising=False)
+
+    def run(source: str, *, without: str = "", args: Sequence[str] = ()) -> str:
+        pytester.makepyfile(test_inner=source)
+        pytester.makeini("[pytest]\n")
+        if without:
+            assert sandbox._LAUNCH.endswith("; main()")  # noqa: SLF001 - where the launcher begins
+            pytester.makeconftest(
+                "from pytest_crate.sandbox import sandbox\n"
+                f"exec({without!r})\n"
+                f"sandbox._LAUNCH = sandbox._LAUNCH.removesuffix('; main()') + '; exec(' + repr({without!r}) + '); main()'"
+            )
+        options = ["-rA", "-p", "no:rerunfailures", "-p", "no:cov", "-p", "no:cacheprovider"]
+        done = pytester.runpytest_subprocess(*options, *args, timeout=TIMEOUT_SECONDS)
+        return done.stdout.str() + done.stderr.str()
+
+    return run
 
 
 @contextlib.contextmanager

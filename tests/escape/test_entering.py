@@ -1,0 +1,74 @@
+"""A program on its way into a crate, and what a hostile one that is there already can do to it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.escape.conftest import RunHere
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+WATCHER = textwrap.dedent("""
+    import ctypes, os, time
+    trace = ctypes.CDLL(None, use_errno=True).ptrace
+    last, end, caught = os.getpid(), time.monotonic() + 20, []
+    print("ready", flush=True)
+    while time.monotonic() < end and not os.path.exists("/tmp/over"):
+        try:
+            os.kill(last + 1, 0)
+        except OSError:
+            continue
+        last += 1
+        while (answer := trace(0x4206, last, 0, 0)) == -1 and ctypes.get_errno() != 3:  # PTRACE_SEIZE, ESRCH
+            pass
+        if answer == 0:
+            try:
+                caught.append(os.path.basename(os.readlink(f"/proc/{last}/exe")))
+            except OSError as error:
+                caught.append(str(error))
+            os.waitpid(last, 0)  # its end, which its parent is told afterwards
+    print(caught)
+""")
+
+# A PATH of places that aren't there keeps the second program for a while between its confinement and execve(2).
+SOURCE = f"""
+    import subprocess, sys
+    import pytest
+
+    @pytest.mark.crate
+    def test_drives(crate_sandbox):
+        watcher = crate_sandbox.popen([sys.executable, "-S", "-c", {WATCHER!r}], stdout=subprocess.PIPE)
+        assert watcher.stdout.readline() == "ready\\n"
+        long_way = {{"PATH": "/x:" * 10_000 + "/usr/bin:/bin"}}
+        for _ in range(2):
+            crate_sandbox.run(["sleep", "0.1"], env=long_way, timeout=20)
+        crate_sandbox.run(["touch", "/tmp/over"])
+        print("caught", watcher.communicate()[0])
+"""
+
+
+def caught_by_the_watcher(text: str) -> set[str]:
+    """Return the programs that the watcher could attach to."""
+    (listing,) = re.findall(r"^caught (\[.*\])$", text, re.MULTILINE)
+    return set(ast.literal_eval(listing))
+
+
+def test_it_cannot_be_traced_before_it_runs(run_here: RunHere) -> None:
+    """Its equals in the crate can't attach to it, nor open the host's interpreter that it still runs, until it has
+    become the program (CVE-2016-9962, CVE-2019-5736)."""
+    caught = caught_by_the_watcher(run_here(SOURCE))
+    assert "sleep" in caught  # what it may trace, the program itself, it catches
+    assert not [name for name in caught if name.startswith("python")]
+
+
+def test_without_being_hidden_it_can(run_here: RunHere) -> None:
+    """Without that protection the same watcher catches it while it still runs the host's interpreter."""
+    without = "from pytest_crate.sandbox import child; child.hide = lambda: None"
+    caught = caught_by_the_watcher(run_here(SOURCE, without=without))
+    assert [name for name in caught if name.startswith("python")]

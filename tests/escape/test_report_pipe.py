@@ -1,0 +1,128 @@
+"""What a body can do to the rest of the run with the descriptor that its reports travel on."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.escape.conftest import RunHere
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+FORGING = """
+    import fcntl, json, os, struct
+    import pytest
+
+    pytestmark = pytest.mark.crate(timeout=60)
+
+    def frame(message):
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        return struct.pack(">I", len(body)) + body
+
+    def report(name, when="call", outcome="passed"):
+        return {"$report_type": "TestReport", "nodeid": f"test_inner.py::{name}", "location": ["test_inner.py", 1, name],
+                "keywords": {}, "outcome": outcome, "longrepr": None, "when": when, "user_properties": [],
+                "sections": [], "duration": 0, "start": 0, "stop": 0}
+
+    def phase(name, when):
+        return {"phase": when, "report": report(name, when), "warnings": [], "properties": [], "failed_subtests": 0,
+                "junit": [], "values": {}, "exception": None}
+
+    def forge(data, times=1):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                link, flags = os.readlink(f"/proc/self/fd/{name}"), fcntl.fcntl(int(name), fcntl.F_GETFL)
+            except OSError:
+                continue
+            if link.startswith("pipe:") and flags & os.O_ACCMODE == os.O_WRONLY and int(name) > 2:
+                for _ in range(times):
+                    left = memoryview(data)
+                    while left:
+                        left = left[os.write(int(name), left):]
+
+    @pytest.fixture(scope="session", autouse=True)
+    def memory():
+        def peak():
+            return int(__import__("re").search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+        before = peak()
+        yield
+        print(f"\\nGREW BY {(peak() - before) >> 10} MIB")
+"""
+
+
+@pytest.mark.parametrize("crash", ["os.kill(os.getpid(), 11)", "os._exit(3)", "os.abort()"])
+def test_no_pass_after_a_crash(run_here: RunHere, crash: str) -> None:
+    """Whoever forges the rest of its own reports, and crashes, has failed; who forges them and leaves has its word."""
+    done = run_here(
+        FORGING
+        + f"""
+    def test_crashes():
+        forge(frame(phase("test_crashes", "call")) + frame(phase("test_crashes", "teardown")))
+        {crash}
+
+    def test_leaves():
+        forge(frame(phase("test_leaves", "call")) + frame(phase("test_leaves", "teardown")))
+        os._exit(0)
+    """
+    )
+    assert "ERROR test_inner.py::test_crashes" in done, done
+    assert "PASSED test_inner.py::test_leaves" in done  # the control: the frames are as good as its own
+
+
+BAD_PARTS = """
+    PARTS = {
+        "duration": ["x", None, [], 1e400], "start": ["x"], "stop": [None], "keywords": [3, [], None],
+        "longrepr": [3, [1, 2], [1, 2, 3], {}, True, {"reprcrash": 1, "reprtraceback": 2, "sections": 3, "chain": 4},
+                     {"reprcrash": None, "sections": [], "reprtraceback": {"reprentries": [], "extraline": 3, "style": 1},
+                      "chain": [[{"reprentries": [], "extraline": 3, "style": 1}, {"path": 1, "lineno": [], "message": 2},
+                                 3]]}],
+        "sections": [3, [[1]]], "location": [3, [], [1, 2, 3], ["a", "b", "c"], [None, None, None]],
+        "user_properties": [3, [1], [[1]]], "when": ["call ", None, 3, []], "outcome": ["x", None, [], "PASSED"],
+        "nodeid": [None, 3, []], "wasxfail": [3, [], None], "toterminal": ["x"], "_to_json": [3], "get_sections": [None],
+        "$report_type": ["x", 3, "CollectReport"],
+    }
+    CASES = [(key, value, form) for key, values in PARTS.items() for value in values for form in ("logged", "phase")]
+
+    @pytest.mark.parametrize("number", range(len(CASES)))
+    def test_forger(number):
+        key, value, form = CASES[number]
+        own = f"test_forger[{number}]"
+        message = {"logged": report(own)} if form == "logged" else phase(own, "call")
+        message["logged" if form == "logged" else "report"] |= {"outcome": "failed", key: value}
+        forge(frame(message))
+
+    def test_after(): pass
+"""
+
+
+def test_a_report_with_a_part_that_none_has_fails_its_test_alone(run_here: RunHere) -> None:
+    """pytest's own reporters, the terminal's and JUnit's, get nothing from a crate that they would stumble over."""
+    done = run_here(FORGING + BAD_PARTS, args=["--junitxml=junit.xml", "--durations=3"])
+    assert "INTERNALERROR" not in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done, done[-3000:]
+    forgers = re.findall(r"^(\w+) test_inner\.py::test_forger\[\d+\]", done, re.MULTILINE)
+    assert set(forgers) == {"FAILED"}
+    assert len(forgers) > 70
+
+
+FLOODS = {
+    "a frame that claims a quarter of a gigabyte": 'forge(struct.pack(">I", 255 << 20) + b" " * (1 << 20), 255)',
+    "an array of empty objects": "forge(frame(b'{\"x\":[' + b\"{},\" * 2_600_000 + b\"{}]}\"))",
+    "reports without end": 'forge(frame({"logged": report("test_floods")}) * 500, 5000)',
+    "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", "module": '
+    '"builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_frames_takes_bounded_memory(run_here: RunHere, flood: str) -> None:
+    """Whatever is written, pytest's memory grows by at most 50 MiB, the test fails, and the next one runs."""
+    done = run_here(FORGING + f"\n    def test_floods():\n        {FLOODS[flood]}\n\n    def test_next(): pass\n")
+    assert "FAILED test_inner.py::test_floods" in done, done[-3000:]
+    assert "wrote to its report's descriptor" in done
+    assert "PASSED test_inner.py::test_next" in done
+    (grown,) = re.findall(r"GREW BY (\d+) MIB", done)
+    assert int(grown) <= 50
