@@ -23,6 +23,7 @@ pytest_plugins = ["pytester", "tests.inner"]
 collect_ignore = ["parity"]
 
 NOBODY = 65534
+HERE = Path(__file__).parent
 
 # -- what the host has -------------------------------------------------------------------------------
 
@@ -318,7 +319,7 @@ def _what_is_there() -> set[object]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
-    if not {"e2e", "escape", "functional", "features", "interplay"} & set(request.node.path.parts):
+    if not {"e2e", "escape", "functional", "features", "interplay"} & set(request.node.path.relative_to(HERE).parts):
         yield
         return
     before = _what_is_there()

@@ -109,6 +109,7 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
     "migrate_pages": (256, 238),
+    "lookup_dcookie": (212, 18),
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
@@ -242,6 +243,8 @@ REFUSALS: tuple[Refusal, ...] = (
     *_refuse("move_pages migrate_pages", EPERM, unless="sys_nice"),
     # Watches whole mounts, which are the host's underneath; inotify does for tests.
     *_refuse("fanotify_init", EPERM, unless="sys_admin"),
+    # Paths of the whole machine's files, by cookies that its profiler made (until Linux 6.7).
+    *_refuse("lookup_dcookie", EPERM, unless="sys_admin"),
     # The machine's, not the crate's: kernel, modules, ports, clock, log, swap, quota, accounting, terminals.
     *_refuse("kexec_load kexec_file_load", EPERM),
     *_refuse("init_module finit_module delete_module", EPERM, unless="sys_module"),

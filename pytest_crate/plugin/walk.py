@@ -544,7 +544,7 @@ class Walk:
             message = self._messages.popleft()
             try:
                 logged, data = self._take(message, phase)
-            except (AttributeError, KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, OverflowError, AssertionError) as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
             if logged is not None:
                 with private.capture_suspended(self.item.config):

@@ -223,7 +223,8 @@ def run_here(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
             pytester.makeconftest(
                 "from pytest_crate.sandbox import sandbox\n"
                 f"exec({without!r})\n"
-                f"sandbox._LAUNCH = sandbox._LAUNCH.removesuffix('; main()') + '; exec(' + repr({without!r}) + '); main()'"
+                f"without = '; exec(' + repr({without!r}) + '); main()'\n"
+                "sandbox._LAUNCH = sandbox._LAUNCH.removesuffix('; main()') + without\n"
             )
         options = ["-rA", "-p", "no:rerunfailures", "-p", "no:cov", "-p", "no:cacheprovider"]
         done = pytester.runpytest_subprocess(*options, *args, timeout=TIMEOUT_SECONDS)

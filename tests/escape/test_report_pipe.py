@@ -23,9 +23,9 @@ FORGING = """
         return struct.pack(">I", len(body)) + body
 
     def report(name, when="call", outcome="passed"):
-        return {"$report_type": "TestReport", "nodeid": f"test_inner.py::{name}", "location": ["test_inner.py", 1, name],
-                "keywords": {}, "outcome": outcome, "longrepr": None, "when": when, "user_properties": [],
-                "sections": [], "duration": 0, "start": 0, "stop": 0}
+        return {"$report_type": "TestReport", "nodeid": f"test_inner.py::{name}",
+                "location": ["test_inner.py", 1, name], "keywords": {}, "outcome": outcome, "longrepr": None,
+                "when": when, "user_properties": [], "sections": [], "duration": 0, "start": 0, "stop": 0}
 
     def phase(name, when):
         return {"phase": when, "report": report(name, when), "warnings": [], "properties": [], "failed_subtests": 0,
@@ -73,15 +73,16 @@ def test_no_pass_after_a_crash(run_here: RunHere, crash: str) -> None:
 
 
 BAD_PARTS = """
+    ENTRIES = {"reprentries": [], "extraline": 3, "style": 1}
     PARTS = {
         "duration": ["x", None, [], 1e400], "start": ["x"], "stop": [None], "keywords": [3, [], None],
         "longrepr": [3, [1, 2], [1, 2, 3], {}, True, {"reprcrash": 1, "reprtraceback": 2, "sections": 3, "chain": 4},
-                     {"reprcrash": None, "sections": [], "reprtraceback": {"reprentries": [], "extraline": 3, "style": 1},
-                      "chain": [[{"reprentries": [], "extraline": 3, "style": 1}, {"path": 1, "lineno": [], "message": 2},
-                                 3]]}],
+                     {"reprcrash": None, "sections": [], "reprtraceback": ENTRIES,
+                      "chain": [[ENTRIES, {"path": 1, "lineno": [], "message": 2}, 3]]}],
         "sections": [3, [[1]]], "location": [3, [], [1, 2, 3], ["a", "b", "c"], [None, None, None]],
         "user_properties": [3, [1], [[1]]], "when": ["call ", None, 3, []], "outcome": ["x", None, [], "PASSED"],
-        "nodeid": [None, 3, []], "wasxfail": [3, [], None], "toterminal": ["x"], "_to_json": [3], "get_sections": [None],
+        "nodeid": [None, 3, []], "wasxfail": [3, [], None], "toterminal": ["x"], "_to_json": [3],
+        "get_sections": [None],
         "$report_type": ["x", 3, "CollectReport"],
     }
     CASES = [(key, value, form) for key, values in PARTS.items() for value in values for form in ("logged", "phase")]
@@ -110,10 +111,10 @@ def test_a_report_with_a_part_that_none_has_fails_its_test_alone(run_here: RunHe
 
 FLOODS = {
     "a frame that claims a quarter of a gigabyte": 'forge(struct.pack(">I", 255 << 20) + b" " * (1 << 20), 255)',
-    "an array of empty objects": "forge(frame(b'{\"x\":[' + b\"{},\" * 2_600_000 + b\"{}]}\"))",
+    "an array of empty objects": 'forge(frame(b\'{"x":[\' + b"{}," * 2_600_000 + b"{}]}"))',
     "reports without end": 'forge(frame({"logged": report("test_floods")}) * 500, 5000)',
-    "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", "module": '
-    '"builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
+    "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
+    '"module": "builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
 }
 
 

@@ -29,7 +29,7 @@ ALWAYS_EPERM = {
     "x86_64": {
         "acct": 163, "add_key": 248, "bpf": 321, "clock_settime": 227, "delete_module": 176, "fanotify_init": 300,
         "finit_module": 313, "init_module": 175, "ioperm": 173, "iopl": 172, "kcmp": 312, "kexec_file_load": 320,
-        "kexec_load": 246, "keyctl": 250, "migrate_pages": 256, "mount": 165, "move_pages": 279,
+        "kexec_load": 246, "keyctl": 250, "lookup_dcookie": 212, "migrate_pages": 256, "mount": 165, "move_pages": 279,
         "open_by_handle_at": 304, "perf_event_open": 298, "pidfd_getfd": 438, "pivot_root": 155, "quotactl": 179,
         "quotactl_fd": 443, "reboot": 169, "request_key": 249, "setns": 308, "settimeofday": 164, "swapoff": 168,
         "swapon": 167, "syslog": 103, "umount2": 166, "userfaultfd": 323, "vhangup": 153,
@@ -37,9 +37,9 @@ ALWAYS_EPERM = {
     "aarch64": {
         "acct": 89, "add_key": 217, "bpf": 280, "clock_settime": 112, "delete_module": 106, "fanotify_init": 262,
         "finit_module": 273, "init_module": 105, "kcmp": 272, "kexec_file_load": 294, "kexec_load": 104,
-        "keyctl": 219, "migrate_pages": 238, "mount": 40, "move_pages": 239, "open_by_handle_at": 265,
-        "perf_event_open": 241, "pidfd_getfd": 438, "pivot_root": 41, "quotactl": 60, "quotactl_fd": 443,
-        "reboot": 142, "request_key": 218, "setns": 268, "settimeofday": 170, "swapoff": 225, "swapon": 224,
+        "keyctl": 219, "lookup_dcookie": 18, "migrate_pages": 238, "mount": 40, "move_pages": 239,
+        "open_by_handle_at": 265, "perf_event_open": 241, "pidfd_getfd": 438, "pivot_root": 41, "quotactl": 60,
+        "quotactl_fd": 443, "reboot": 142, "request_key": 218, "setns": 268, "settimeofday": 170, "swapoff": 225, "swapon": 224,
         "syslog": 116, "umount2": 39, "userfaultfd": 282, "vhangup": 58,
     },
 }  # fmt: skip
@@ -267,7 +267,7 @@ def test_default_capabilities_lift_nothing(machine: str) -> None:
     ("capability", "expected"),
     [
         ("sys_time", {"settimeofday", "clock_settime"}),
-        ("sys_admin", NAMESPACES | {"fanotify_init", "swapon", "swapoff", "quotactl", "quotactl_fd"}),
+        ("sys_admin", NAMESPACES | {"fanotify_init", "lookup_dcookie", "swapon", "swapoff", "quotactl", "quotactl_fd"}),
         ("bpf", {"bpf"}),
         ("perfmon", {"perf_event_open"}),
         ("sys_ptrace", {"kcmp", "pidfd_getfd", "userfaultfd"}),
