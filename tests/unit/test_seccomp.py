@@ -39,8 +39,8 @@ ALWAYS_EPERM = {
         "finit_module": 273, "init_module": 105, "kcmp": 272, "kexec_file_load": 294, "kexec_load": 104,
         "keyctl": 219, "lookup_dcookie": 18, "migrate_pages": 238, "mount": 40, "move_pages": 239,
         "open_by_handle_at": 265, "perf_event_open": 241, "pidfd_getfd": 438, "pivot_root": 41, "quotactl": 60,
-        "quotactl_fd": 443, "reboot": 142, "request_key": 218, "setns": 268, "settimeofday": 170, "swapoff": 225, "swapon": 224,
-        "syslog": 116, "umount2": 39, "userfaultfd": 282, "vhangup": 58,
+        "quotactl_fd": 443, "reboot": 142, "request_key": 218, "setns": 268, "settimeofday": 170,
+        "swapoff": 225, "swapon": 224, "syslog": 116, "umount2": 39, "userfaultfd": 282, "vhangup": 58,
     },
 }  # fmt: skip
 ALWAYS_ENOSYS = {
