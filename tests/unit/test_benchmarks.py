@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -168,7 +169,9 @@ def test_a_session_that_is_no_measurement(tmp_path: Path, way: tuple[str, ...], 
 
 def _session(where: Path, *args: str) -> Session:
     plugins = CHECKOUT / "benchmarks" / "plugins"
-    return Session(python=Path(sys.executable), where=where, args=args, environ={"PYTHONPATH": str(plugins)})
+    # With what this interpreter's packages may be found by: tests.pythons gives it a directory of them.
+    path = os.pathsep.join(filter(None, (str(plugins), os.environ.get("PYTHONPATH"))))
+    return Session(python=Path(sys.executable), where=where, args=args, environ={"PYTHONPATH": path})
 
 
 def test_the_fork_only_plugin_forks(tmp_path: Path) -> None:
