@@ -121,7 +121,6 @@ class Walk:
         self._create = create
         self._prepare_next = prepare_next
         self._output = output
-        self._in_step = output is None
         self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
         self._phase_over = False
@@ -151,6 +150,7 @@ class Walk:
         self._lent: keyboard.Lent | None = None
         self._entered = False
         self._reported = False
+        self._leaves = False
         self._own_output: dict[str, tuple[str, str]] = {}
         self._exit = Exit()
         # the child's
@@ -183,7 +183,7 @@ class Walk:
             if phase == "teardown":
                 private.own_wider_finalizers(self.item)
             self._pipe.await_mirror(NEXT_PHASE)
-        elif self._step >= 0 and self._in_step:
+        elif self._step >= 0 and self._output is None:
             self._let_child_go_on(NEXT_PHASE)
 
     def phase_ends(self) -> None:
@@ -391,8 +391,7 @@ class Walk:
             elif error is not None:
                 self._send({"error": f"{type(error).__name__}: {error}"})
             _flush(self.item.config)
-            if brought := self._interplay.take(self.item):
-                self._send({"brought": brought})
+            self._send({"leaves": True, "brought": self._interplay.take(self.item)})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens
@@ -433,7 +432,7 @@ class Walk:
         if self._exceeded:
             self._collapsed.add("teardown")
             raise CrateFailed(self._limit_message(self._exceeded))
-        if exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
+        if not self._leaves or exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
             self._collapsed.add("teardown")
             raise CrateFailed(
                 f"the test's process ended with {exit_} after its last report, instead of leaving by itself"
@@ -488,10 +487,12 @@ class Walk:
         passed = self._reports.get("setup", {}).get("outcome") == "passed"
         following = {"setup": "call" if passed else "teardown", "call": "teardown"}
         for phase, key, text in private.captured_in(self.item):
-            if key != "log":
+            # Before the fork, what was logged went to the child's memory, too; and where a child has no files of its
+            # own, what was printed did.
+            if key != "log" and self._output is not None:
                 said_in = following[phase] if phase in self._own_output else phase
                 found[said_in, key] = text + found.get((said_in, key), "")
-            elif phase == "teardown":  # what was logged before the fork is in the child's memory, too
+            elif phase == "teardown":
                 found[phase, key] = text
         phases = {"setup": ("setup",), "call": ("setup", "call")}.get(when, ("setup", "call", "teardown"))
         return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if phase in phases]
@@ -532,7 +533,7 @@ class Walk:
             self.end()
             raise CrateFailed(self._limit_message(exceeded) + text, sections)
         self._reports[phase] = data
-        if phase != "teardown" and not self._in_step:
+        if phase != "teardown" and self._output is not None:
             # What a wider fixture's thread prints here from now on is said in the child's next phase.
             self._own_output[phase] = private.take_captured(self.item.config)
             os.write(self._step, NEXT_PHASE)
@@ -695,7 +696,9 @@ class Walk:
             poll.register(self._pidfd, select.POLLIN)
             left = self._left()
             ready = {descriptor for descriptor, _ in poll.poll(None if left is None else min(1e9, left * 1e3))}
-            data = os.read(self._channel, 1 << 20) if self._channel in ready else b""
+            # poll(2) looks at one after the other: between the two the child may have written its last word, and ended.
+            written = self._channel in ready or _readable(self._channel, 0)
+            data = os.read(self._channel, 1 << 20) if written else b""
             if not data:
                 break
             try:
@@ -705,8 +708,9 @@ class Walk:
             for message in received:
                 self._attend_to(message)
             # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
-            self._messages.extend(message for message in received if "brought" in message)
+            self._messages.extend(message for message in received if "brought" in message or "leaves" in message)
         for message in self._messages:
+            self._leaves = self._leaves or "leaves" in message
             if "brought" in message:
                 try:
                     self._interplay.give(self.item, message["brought"])

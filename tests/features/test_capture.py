@@ -171,3 +171,18 @@ def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays
     sections = dict(run.of("::test_first")["sections"])
     assert sections["Captured stdout setup"] == "module up\n"
     assert sections["Captured stderr call"] == "thread answers\n"
+
+
+def test_output_of_wider_fixtures_that_is_shown_as_well(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """With tee-sys, too, what a wider fixture prints is in the first test's section, and there only once."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="module")
+        def wide(): print("module up"); yield; print("module down")
+        def test_first(wide): print("first"); raise SystemError
+        def test_second(wide): print("second"); raise SystemError
+        """
+    )
+    run = both_ways("--tb=line", "-rA", "--capture=tee-sys")
+    assert dict(run.of("::test_first")["sections"])["Captured stdout setup"] == "module up\n"

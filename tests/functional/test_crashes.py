@@ -398,3 +398,24 @@ def test_a_gigabyte_of_output(pytester: pytest.Pytester, run_inner: RunInner) ->
     assert run.of("test_after")["outcome"] == "passed"
     peaks = [int(re.findall(r"^peak (\d+)", each.text, re.MULTILINE)[0]) for each in (plain, run)]
     assert peaks[1] - peaks[0] <= 50, peaks
+
+
+def test_an_end_between_the_last_report_and_the_last_word(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A process that ends with status 0 before it has sent what plugins have measured fails its test: that is lost."""
+    pytester.makepyfile(
+        """
+        import os, sys
+        class Leaves:
+            def __init__(self, stream): self.stream, self.flushed = stream, 0
+            def __getattr__(self, name): return getattr(self.stream, name)
+            def flush(self):
+                self.flushed += 1
+                if self.flushed == 3: os._exit(0)  # after call and tear-down, in the last one
+        def test_leaves(): sys.__stdout__ = Leaves(sys.__stdout__)
+        def test_after(): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.of("test_leaves", "call")["outcome"] == "passed"
+    assert "ended with exit status 0 after its last report" in run.of("test_leaves", "teardown")["longrepr"]
+    assert run.of("test_after")["outcome"] == "passed"
