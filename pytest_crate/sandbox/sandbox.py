@@ -76,8 +76,6 @@ class Engine:
         # What the next crate is made of if nothing else is said, here and in the launcher.
         self._design: _Design | None = None
         self._prepared: _Prepared | None = None
-        # Of which operations the sources were looked at last, and what they were.
-        self._sources: tuple[Sequence[mounts.Operation], tuple[object, ...]] = ((), ())
         # Answers that come when a crate is ready, by its number; None where it is to come yet.
         self._answers: dict[int, tuple[wire.Message, list[int]] | None] = {}
 
@@ -224,9 +222,7 @@ class Engine:
         """
         with self._lock, _signals_held():
             design = self._design_of(spec, operations, timed=False)
-            # The same as of the crate that was just asked for, mostly. Should one be replaced in between, the crate is
-            # thought to be made of the old one, and not handed out.
-            sources = self._sources[1] if self._sources[0] is operations else _identities(operations)
+            sources = _identities(operations)
             if self._prepared is not None:
                 if self._prepared.is_of(design, sources):
                     return
@@ -276,8 +272,7 @@ class Engine:
         if prepared is None:
             return None
         # A source may have been replaced meanwhile, by another file of the same name.
-        self._sources = (design.operations, _identities(design.operations))
-        if not prepared.is_of(design, self._sources[1]):
+        if not prepared.is_of(design, _identities(design.operations)):
             self._drop()
             return None
         self._prepared = None
