@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -53,18 +54,22 @@ def verdict(comparison: Comparison, spread: Spread | None) -> str:
 def summary(all_measured: Iterable[Measured]) -> Iterator[str]:
     """Yield every comparison that has a bar or an aim."""
     rows = [
-        (comparison, comparison.over(measured.rounds), measured.figure.absent)
+        (measured, comparison, comparison.over(measured.rounds))
         for measured in all_measured
         for comparison in measured.figure.comparisons
         if comparison.bar is not None or comparison.aim is not None
     ]
     if not rows:
         return
-    known = [c.reaches(s.median, c.bar) for c, s, _ in rows if s is not None and c.bar is not None]
+    known = [
+        each.reaches(spread.median, each.bar) for _, each, spread in rows if spread is not None and each.bar is not None
+    ]
     yield from _heading("all bars", f"{known.count(True)} met, {known.count(False)} missed")
     yield _row("", "median", "quartiles", "bar")
-    for row in rows:
-        yield comparison_row(*row)
+    for measured, of_figure in itertools.groupby(rows, key=lambda row: row[0]):
+        yield measured.name
+        for _, comparison, spread in of_figure:
+            yield comparison_row(comparison, spread, measured.figure.absent)
 
 
 def number(value: float) -> str:

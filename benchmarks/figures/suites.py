@@ -55,10 +55,12 @@ def workers(place: Place, *, quick: bool) -> Figure:
     """pytest-xdist with one process and with two workers."""
     work = place.project("work", {"test_work.py": _WORK.format(count=40 if quick else 150)})
     click = place.suite("click")
+    options = (*sessions.OWN_WARNINGS, "tests/test_options.py")
     suites = {
         "work, plain": Session(python=place.current, where=work, args=sessions.PLAIN),
         "work": Session(python=place.current, where=work, args=sessions.CRATE),
-        "click": Session(python=place.current, where=click, args=(*sessions.CRATE, "tests/test_options.py")),
+        "click forks": Session(python=place.current, where=click, args=(*sessions.FORK_ONLY, *options)),
+        "click": Session(python=place.current, where=click, args=(*sessions.CRATE, *options)),
     }
     turns = [
         single(f"{name}, -n {count}", session.but("-p", "xdist", "-n", count).whole_ms)
@@ -70,7 +72,12 @@ def workers(place: Place, *, quick: bool) -> Figure:
         "ms",
         turns,
         [
-            Comparison(one=f"{name}, -n 0", other=f"{name}, -n 2", at_least=True, bar=None if "plain" in name else 1.6)
+            Comparison(
+                one=f"{name}, -n 0",
+                other=f"{name}, -n 2",
+                at_least=True,
+                bar=1.6 if name in ("work", "click") else None,
+            )
             for name in suites
         ],
     )

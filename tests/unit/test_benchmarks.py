@@ -272,7 +272,8 @@ def test_summary() -> None:
         )
     )
     assert lines[1].endswith(" 1 met, 1 missed")
-    assert [line.split("  ")[0] for line in lines[3:]] == ["crate / fork only", "crate / fork only", "crate / runc"]
+    names = [line.split("  ")[0] for line in lines[3:]]
+    assert names == ["empty", "crate / fork only", "crate / fork only", "crate / runc"]
     assert list(table.summary([measured()])) == []
 
 
