@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import filelock
 import psutil
 import pytest
 
+import pytest_crate
 from pytest_crate.kernel import cgroup, libc
 
 pytest_plugins = ["pytester", "tests.inner"]
@@ -227,6 +230,22 @@ def interpreter_for_everyone(needs: Callable[..., None]) -> str:
     """An interpreter that any user may execute."""
     needs("root", "unprivileged user", "public python")
     return str(public_python())
+
+
+@pytest.fixture(scope="session")
+def packages_for_everyone() -> Iterator[Path]:
+    """A directory that any user may read with what a run of pytest in crates imports: ours may be where only we may."""
+    with tempfile.TemporaryDirectory(prefix="pytest-crate-packages-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for distribution in "pytest pluggy psutil filelock iniconfig packaging pygments".split():
+            for file in importlib.metadata.files(distribution) or ():
+                if ".." not in file.parts and file.suffix != ".pyc":
+                    (directory / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file.locate(), directory / file)
+        source = Path(pytest_crate.__file__).parent
+        shutil.copytree(source, directory / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield directory
 
 
 # -- real root filesystems ---------------------------------------------------------------------------

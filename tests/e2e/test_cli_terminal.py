@@ -176,6 +176,9 @@ def test_job_control(start: Start) -> None:
     session.expect("Stopped|suspended")
     session.type("jobs; fg\r")
     session.expect(r"(?s)sleep 60.*sleep 60\r\n")
+    # The shell tells first, then gives the job the terminal, and then has it go on.
+    while _runs(session, "sleep", psutil.STATUS_STOPPED):
+        time.sleep(0.01)
     session.type("\x03")
     session.expect(r"\$ ")
     session.type("echo status $?; exit 9\r")
@@ -183,10 +186,11 @@ def test_job_control(start: Start) -> None:
     assert session.ends() == 9
 
 
-def _runs(session: Session, name: str) -> bool:
-    """Whether a program of that name runs below the session's process."""
+def _runs(session: Session, name: str, status: str | None = None) -> bool:
+    """Whether a program of that name runs, or is in a state, below the session's process."""
     found = psutil.Process(session.process.pid).children(recursive=True)
-    return any(process.name() == name and process.terminal() is not None for process in found)
+    named = [process for process in found if process.name() == name and process.terminal() is not None]
+    return any(status in (None, process.status()) for process in named)
 
 
 def test_all_output_is_shown(start: Start) -> None:

@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,9 @@ from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
 from pytest_crate.kernel.capabilities import set_capabilities
 from pytest_crate.kernel.network import add_addresses, allow_low_ports, loopback_up
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import RunCrated
 
 pytestmark = [
     pytest.mark.needs("root"),
@@ -204,3 +207,27 @@ def test_no_addresses_without_a_loopback_interface() -> None:
         return None
 
     assert in_child(work) == ["netlink", "RTM_NEWADDR lo 127.0.0.2", errno.EPERM]
+
+
+@pytest.mark.needs("overlay")
+def test_resolvers_in_a_crate(run_crated: RunCrated) -> None:
+    """In a crate, a client that asks for configured families only finds both loopback addresses."""
+    run = run_crated("""
+        import socket, sys
+        import pytest
+
+        ASK = (
+            "import socket; print([socket.getaddrinfo(host, 80, family, flags=socket.AI_ADDRCONFIG)[0][4][0]"
+            " for host, family in (('127.0.0.1', socket.AF_INET), ('::1', socket.AF_INET6))])"
+        )
+
+        @pytest.mark.crate
+        def test_body(capsys):
+            exec(ASK)
+            assert capsys.readouterr().out == "['127.0.0.1', '::1']\\n"
+
+        @pytest.mark.crate
+        def test_program(crate_sandbox):
+            assert crate_sandbox.run([sys.executable, "-c", ASK], check=True).stdout == "['127.0.0.1', '::1']\\n"
+    """)
+    assert run.all_passed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -15,35 +14,15 @@ from typing import Any, Protocol
 
 import pytest
 
-import pytest_crate
-
 pytestmark = pytest.mark.needs("root", "unprivileged user", "user namespaces", "public python")
 
 NOBODY = 65534
-# What the inner run imports; copied, as ours may be where only we may read.
-DISTRIBUTIONS = "pytest pluggy psutil filelock iniconfig packaging pygments".split()
 
 
 class RunAsUser(Protocol):
     """Runs pytest on one test file as an ordinary user."""
 
     def __call__(self, source: str, *args: str) -> tuple[str, dict[str, dict[str, Any]]]: ...
-
-
-@pytest.fixture(scope="module")
-def packages() -> Iterator[Path]:
-    """Copies of the packages in a directory that everyone may read."""
-    with tempfile.TemporaryDirectory(prefix="pytest-crate-packages-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for distribution in DISTRIBUTIONS:
-            for file in importlib.metadata.files(distribution) or ():
-                if ".." not in file.parts and file.suffix != ".pyc":
-                    (directory / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file.locate(), directory / file)
-        source = Path(pytest_crate.__file__).parent
-        shutil.copytree(source, directory / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        yield directory
 
 
 @pytest.fixture
@@ -58,7 +37,7 @@ def user_directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def run_as_user(packages: Path, user_directory: Path, interpreter_for_everyone: str) -> RunAsUser:
+def run_as_user(packages_for_everyone: Path, user_directory: Path, interpreter_for_everyone: str) -> RunAsUser:
     """Run an inner pytest as an ordinary user, with no right that root has."""
 
     def run(source: str, *args: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -81,7 +60,12 @@ def run_as_user(packages: Path, user_directory: Path, interpreter_for_everyone: 
             group=NOBODY,
             extra_groups=[],
             cwd=project,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(packages), "COLUMNS": "160"},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(home),
+                "PYTHONPATH": str(packages_for_everyone),
+                "COLUMNS": "160",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import json
 import os
@@ -20,7 +19,6 @@ from typing import Protocol
 
 import pytest
 
-import pytest_crate
 from pytest_crate.sandbox import sandbox
 from tests.escape.attempts import ATTEMPTS, EFFECTS
 from tests.escape.decoys import NOBODY, Decoys
@@ -30,9 +28,6 @@ Outcome = tuple[str, str]
 
 WAYS = ("body-host", "program-host", "body-image", "program-image")
 TIMEOUT_SECONDS = 120
-
-# What an ordinary user's run imports; copied, as ours may be where only we may read.
-DISTRIBUTIONS = "pytest pluggy psutil filelock iniconfig packaging pygments".split()
 
 MATRIX = """
 import json, sys
@@ -165,22 +160,6 @@ class Who:
             pass_fds=pass_fds,
         )
         return done.stdout
-
-
-@pytest.fixture(scope="session")
-def packages_for_everyone() -> Iterator[Path]:
-    """Copies of the packages in a directory that everyone may read."""
-    with tempfile.TemporaryDirectory(prefix="pytest-crate-packages-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for distribution in DISTRIBUTIONS:
-            for file in importlib.metadata.files(distribution) or ():
-                if ".." not in file.parts and file.suffix != ".pyc":
-                    (directory / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file.locate(), directory / file)
-        source = Path(pytest_crate.__file__).parent
-        shutil.copytree(source, directory / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        yield directory
 
 
 def _root() -> Who:

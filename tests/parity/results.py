@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import filelock
 
 from tests.parity.suites import SUITES, Suite
 from tests.parity.verdict import Verdict, reasons
@@ -51,8 +49,9 @@ def read(path: Path) -> dict[str, str]:
 
 def update(path: Path, verdicts: Mapping[str, Verdict]) -> None:
     """Write the rows of the suites that were run; those of the other suites of the table stay."""
-    # One run may be at one half of the suites, and another at the other.
-    with filelock.FileLock(f"{tempfile.gettempdir()}/pytest-crate-{path.name}.lock"):
+    with path.open("a") as locked:
+        # One run may be at one half of the suites, and another at the other. The lock goes with the descriptor.
+        fcntl.flock(locked, fcntl.LOCK_EX)
         rows = read(path)
         rows |= {suite.name: row(suite, verdicts[suite.name]) for suite in SUITES if suite.name in verdicts}
         kept = [rows[suite.name] for suite in SUITES if suite.name in rows]
