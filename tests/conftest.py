@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -19,7 +21,9 @@ import psutil
 import pytest
 
 import pytest_crate
-from pytest_crate.kernel import cgroup, libc
+from pytest_crate.kernel import cgroup, hierarchies, libc
+from pytest_crate.kernel.cgroup import CgroupOffer
+from pytest_crate.sandbox.sandbox import Engine
 
 pytest_plugins = ["pytester", "tests.inner"]
 # Other people's suites are a run of their own: tox -e parity, tox -e parity-short.
@@ -107,21 +111,17 @@ class HostTable:
                 return f"needs {name}: {reason}"
         return None
 
-    @staticmethod
-    def _limits() -> frozenset[str]:
-        parent = cgroup.find_parent(run_name=cgroup.run_name())
-        try:
-            return parent.limits
-        finally:
-            parent.remove()
+    @functools.cached_property
+    def _offer(self) -> CgroupOffer:
+        # By a launcher, as any run does: the way there may move it to another control group.
+        with contextlib.closing(Engine()) as engine:
+            return engine.enforcement.cgroups
 
-    @staticmethod
-    def _version() -> int:
-        parent = cgroup.find_parent(run_name=cgroup.run_name())
-        try:
-            return parent.version if parent.limits >= {"memory", "cpus", "pids"} else 0
-        finally:
-            parent.remove()
+    def _limits(self) -> frozenset[str]:
+        return self._offer.limits
+
+    def _version(self) -> int:
+        return self._offer.version if self._limits() >= {"memory", "cpus", "pids"} else 0
 
     @staticmethod
     def _writable_v2() -> bool:
@@ -148,12 +148,12 @@ def _has_loop_devices() -> bool:
 
 def own_cgroups(*versions: int) -> list[str]:
     """Return the directories of this process's own control group in the hierarchies of these versions."""
-    membership = cgroup.parse_membership(Path("/proc/self/cgroup").read_text())
+    membership = hierarchies.parse_membership(Path("/proc/self/cgroup").read_text())
     found = []
-    for mount in cgroup.parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
+    for mount in hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
         for controller in mount.controllers if mount.version == 1 else ("",):
             path = membership.get(controller)
-            directory = cgroup.locate(mount, path) if path is not None else None
+            directory = hierarchies.locate(mount, path) if path is not None else None
             if mount.version in versions and directory is not None:
                 found.append(directory)
     return sorted(set(found))

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os.path
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pytest_crate.errors import HostError
-from pytest_crate.kernel import cgroup_v1, cgroup_v2
+from pytest_crate.kernel import cgroup_v1, cgroup_v2, unified
 from pytest_crate.kernel.cgroupfs import (
+    LIMIT_KEYS,
     Events,
     MemoryLevels,
     MissingLimit,
     Owner,
     Refusal,
     explain_refusal,
-    read_text,
     remove_stale,
     wanted_limits,
 )
+from pytest_crate.kernel.hierarchies import CONTROLLERS_V1, CgroupMount, Hierarchies, is_cgroup
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
 __all__ = [
     "Cgroup",
-    "CgroupMount",
+    "CgroupOffer",
     "CgroupParent",
     "Events",
     "MemoryLevels",
@@ -37,9 +37,6 @@ __all__ = [
     "explain_refusal",
     "find_parent",
     "from_json",
-    "locate",
-    "parse_membership",
-    "parse_mountinfo",
     "remove_stale",
     "run_name",
 ]
@@ -115,6 +112,46 @@ class CgroupParent(Protocol):
         """Remove the run's directories; again is fine."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupOffer:
+    """What a parent can enforce, as data.
+
+    :ivar version: as the parent's; ``how`` and ``limits`` likewise.
+    :ivar missing: the limits that it can't enforce for a spec that asks for all of them.
+    """
+
+    version: int
+    how: str
+    limits: frozenset[str]
+    missing: tuple[MissingLimit, ...]
+
+    @classmethod
+    def of(cls, parent: CgroupParent) -> CgroupOffer:
+        """Ask a parent for the smallest limits of all kinds."""
+        everything = CrateSpec(
+            memory_bytes=1 << 20,
+            cpu_quota_usec=1_000,
+            pids=1,
+            cpuset=(min(os.sched_getaffinity(0)),),
+            asked=frozenset(LIMIT_KEYS),
+        )
+        return cls(version=parent.version, how=parent.how, limits=parent.limits, missing=parent.missing(everything))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CgroupOffer:
+        """Rebuild an offer that :meth:`to_json` wrote."""
+        return cls(
+            version=data["version"],
+            how=data["how"],
+            limits=frozenset(data["limits"]),
+            missing=tuple(MissingLimit(**limit) for limit in data["missing"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as builtins."""
+        return {**dataclasses.asdict(self), "limits": sorted(self.limits)}
+
+
 class _NoCgroup:
     """A crate's control group where there are none: it holds nothing and knows nothing."""
 
@@ -188,76 +225,6 @@ class NoCgroups:
         """There is nothing to remove."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CgroupMount:
-    """A mounted cgroup hierarchy (proc_pid_mountinfo(5)).
-
-    :ivar version: 1 or 2.
-    :ivar root: the control group, as ``/proc/self/cgroup`` would name it, that is seen at the mount point.
-    :ivar point: absolute path of the mount point.
-    :ivar controllers: those of a v1 hierarchy; empty on v2 and for a named hierarchy.
-    """
-
-    version: int
-    root: str
-    point: str
-    controllers: frozenset[str] = frozenset()
-
-
-def parse_mountinfo(text: str) -> tuple[CgroupMount, ...]:
-    """Return the cgroup hierarchies among a process's mounts, in their order.
-
-    :param text: of ``/proc/self/mountinfo``.
-    """
-    mounts: list[CgroupMount] = []
-    for line in text.splitlines():
-        before, separator, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if not separator or kind[0] not in ("cgroup", "cgroup2"):
-            continue
-        version = 2 if kind[0] == "cgroup2" else 1
-        controllers = set(kind[2].split(",")) & set(cgroup_v1.CONTROLLERS) if version == 1 else ()
-        mounts.append(
-            CgroupMount(
-                version=version,
-                root=_unescape(fields[3]),
-                point=_unescape(fields[4]),
-                controllers=frozenset(controllers),
-            )
-        )
-    return tuple(mounts)
-
-
-def _unescape(path: str) -> str:
-    # Space, tab, newline and backslash are written in octal.
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
-
-
-def parse_membership(text: str) -> dict[str, str]:
-    """Return the control group that a process is in, by v1 controller; the v2 one has the key ``""``.
-
-    :param text: of ``/proc/self/cgroup`` (cgroups(7)).
-    """
-    membership: dict[str, str] = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        membership.update(dict.fromkeys(controllers.split(","), path))
-    return membership
-
-
-def locate(mount: CgroupMount, path: str) -> str | None:
-    """Return where a control group is in the file system, or None if the mount does not show it.
-
-    A container's mount shows only a part of the hierarchy; its root field says which.
-
-    :param path: the control group's, from :func:`parse_membership`.
-    """
-    root = mount.root.rstrip("/")
-    if path != root and not path.startswith(f"{root}/"):
-        return None
-    return os.path.normpath(mount.point + path[len(root) :])
-
-
 def run_name(pid: int | None = None, *, proc_root: str = "/proc") -> str:
     """Return a name for a run's directory that tells, after a crash, whether its owner still lives.
 
@@ -270,66 +237,56 @@ def run_name(pid: int | None = None, *, proc_root: str = "/proc") -> str:
     return str(owner)
 
 
-def find_parent(*, run_name: str, configured: str | None = None, proc_root: str = "/proc") -> CgroupParent:
+def find_parent(
+    *, run_name: str, configured: str | None = None, entering: Sequence[int] = (), proc_root: str = "/proc"
+) -> CgroupParent:
     """Make the directory for a run's control groups in the best place there is.
 
-    That is the configured control group, else our own one, so that limits set around pytest still hold.
-    What killed earlier runs left in the same place is removed.
+    That is the configured control group; else our own one, so that limits set around pytest still hold. On v2 that
+    must be ours to divide: it is if systemd has delegated it. If not, systemd is asked for a scope; if that can't be
+    had, it is tried nevertheless. What killed earlier runs left in the same place is removed.
 
     :param run_name: from :func:`run_name`.
     :param configured: a control group below the mount point, such as ``/ci``, or its path in the file system.
+    :param entering: the processes whose children will enter crates, besides our own.
     :raises HostError: the configured control group does not exist.
     """
-    mounts = parse_mountinfo(read_text(f"{proc_root}/self/mountinfo") or "")
-    membership = parse_membership(read_text(f"{proc_root}/self/cgroup") or "")
-    how = "own cgroup" if configured is None else "configured cgroup"
-
-    points = [mount for mount in mounts if mount.version == 1]
+    here = Hierarchies.of_process(proc_root=proc_root)
     hierarchies = {
         controller: directory
-        for controller in cgroup_v1.CONTROLLERS
-        if (directory := _parent_directory(points, controller, membership, configured))
+        for controller in CONTROLLERS_V1
+        if (directory := _directory(here, controller, configured))
     }
     if hierarchies.keys() & {"memory", "cpu", "pids"}:
-        blkio = [mount.point for mount in points if "blkio" in mount.controllers]
         made = cgroup_v1.make_parent(
             hierarchies,
             run_name=run_name,
-            how=how,
-            accounts_io=any(map(cgroup_v1.accounts_io, blkio)),
+            how="own cgroup" if configured is None else "configured cgroup",
+            accounts_io=any(cgroup_v1.accounts_io(mount.point) for mount in here.mounts_of("blkio")),
             proc_root=proc_root,
         )
         return NoCgroups(made) if isinstance(made, Refusal) else made
 
-    points = [mount for mount in mounts if mount.version == 2]
-    directory = _parent_directory(points, "", membership, configured)
-    # A scope asked of systemd, and a move of our processes into a leaf of it, will be tried before our own cgroup.
+    directory = _directory(here, "", configured)
     if directory is not None:
-        unified = cgroup_v2.make_parent(directory, run_name=run_name, how=how, proc_root=proc_root)
-        return NoCgroups(unified) if isinstance(unified, Refusal) else unified
-    if configured is not None and mounts:
+        places = unified.Places(here, run_name=run_name, entering=entering, proc_root=proc_root)
+        found = places.best(directory) if configured is None else places.configured(directory)
+        return NoCgroups(found) if isinstance(found, Refusal) else found
+    if configured is not None and here.mounts:
         raise HostError(
             f"the configured cgroup {configured!r} does not exist",
             feature="cgroup",
-            hint=f"sudo mkdir -p {' '.join(_configured_directories(mounts, configured))}",
+            hint=f"sudo mkdir -p {' '.join(_configured_directories(here.mounts, configured))}",
         )
     return NoCgroups(Refusal(reason="no cgroup file system is mounted that shows our own cgroup"))
 
 
-def _parent_directory(
-    mounts: Iterable[CgroupMount], controller: str, membership: Mapping[str, str], configured: str | None
-) -> str | None:
-    for mount in mounts:
-        if controller and controller not in mount.controllers:
-            continue
-        if configured is not None:
-            directory: str | None = mount.point + _below_mounts(configured, mounts)
-        else:
-            directory = locate(mount, membership[controller]) if controller in membership else None
-        # A mount may be covered by a later one; then its control groups can't be reached.
-        if directory is not None and os.path.exists(f"{directory}/cgroup.procs"):
-            return directory
-    return None
+def _directory(here: Hierarchies, controller: str, configured: str | None) -> str | None:
+    if configured is None:
+        return here.directory(controller)
+    below = _below_mounts(configured, here.mounts)
+    directories = (f"{mount.point}{below}" for mount in here.mounts_of(controller))
+    return next(filter(is_cgroup, directories), None)
 
 
 def _configured_directories(mounts: Sequence[CgroupMount], configured: str) -> list[str]:

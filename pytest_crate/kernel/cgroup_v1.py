@@ -28,12 +28,10 @@ from pytest_crate.kernel.cgroupfs import (
     remove_stale,
     swap_exists,
 )
+from pytest_crate.kernel.hierarchies import CONTROLLERS_V1
 from pytest_crate.kernel.libc import write_file
 from pytest_crate.spec import CPU_PERIOD_USEC, CrateSpec
 from pytest_crate.usage import Usage
-
-CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio", "cpuset")
-"""The controllers that a crate uses where their hierarchies are mounted."""
 
 # Memory is charged in folios of up to a huge page; one that is refused leaves the peak that much below the limit.
 _LARGEST_CHARGE_BYTES = 2 << 20
@@ -346,7 +344,7 @@ def make_parent(
     remove_stale(dict.fromkeys(hierarchies.values()), proc_root=proc_root)
     directories: dict[str, str] = {}
     refusals: dict[str, Refusal] = {}
-    for controller in CONTROLLERS:
+    for controller in CONTROLLERS_V1:
         parent = hierarchies.get(controller)
         if parent is None or (controller == "blkio" and not accounts_io):
             continue

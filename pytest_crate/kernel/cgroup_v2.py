@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import os.path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import delegation
 from pytest_crate.kernel.cgroupfs import (
     Events,
     MemoryLevels,
@@ -216,13 +218,16 @@ class ParentV2:
         controllers: frozenset[str],
         refusals: Mapping[str, Refusal],
         how: str,
+        shared: bool = False,
         proc_root: str = "/proc",
     ) -> None:
         """
         :param controllers: those that control groups in the directory have.
         :param refusals: why they lack the others, by controller.
+        :param shared: the control group above had processes before us, or has other runs: the last one puts it back.
         """
         self.how = how
+        self._shared = shared
         self._directory = directory
         enforced = {key for key, controller in _LIMIT_CONTROLLERS.items() if controller in controllers}
         self._refusals = {
@@ -257,27 +262,64 @@ class ParentV2:
     def remove(self) -> None:
         """Remove the run's directory and empty ones below it; again is fine.
 
-        The controllers that were switched on for it in its parent stay on: other runs may have begun to use them.
-
         :raises SandboxError: a process is in one, after :data:`~pytest_crate.kernel.cgroupfs.PATIENCE_SEC`.
         """
-        remove_directory(self._directory)
+        if not self._shared:
+            remove_directory(self._directory)
+            return
+        above = os.path.dirname(self._directory)
+        with delegation.held(above):
+            remove_directory(self._directory)
+            delegation.put_back(above)
 
 
-def make_parent(parent: str, *, run_name: str, how: str, proc_root: str = "/proc") -> ParentV2 | Refusal:
+def make_parent(
+    parent: str,
+    *,
+    run_name: str,
+    how: str,
+    entered_from: Sequence[str] = (),
+    move: bool = False,
+    proc_root: str = "/proc",
+) -> ParentV2 | Refusal:
     """Make a run's directory in a control group, with the controllers that can be had there.
 
     What killed runs left there is cleared away.
 
+    :param entered_from: the control groups of the processes whose children will enter crates.
+    :param move: processes that are in the control group may be moved into a leaf of it.
     :returns: a refusal if nothing can be made there.
     """
-    remove_stale([parent], proc_root=proc_root)
+    for origin in entered_from:
+        if not delegation.may_move(origin, parent):
+            return Refusal(
+                reason=f"nobody but root may move processes from {origin} to {parent}",
+                hint="systemd-run --user --scope -p Delegate=yes pytest",
+            )
     directory = f"{parent}/{run_name}"
     try:
-        make_directory(directory, exist_ok=True)
+        with delegation.held(parent):
+            remove_stale([parent], proc_root=proc_root)
+            make_directory(directory, exist_ok=True)
+            try:
+                return _with_controllers(parent, directory, how=how, move=move, proc_root=proc_root)
+            except SandboxError:
+                remove_directory(directory)
+                raise
     except SandboxError as error:
         return explain_refusal(error, version=2)
+
+
+def _with_controllers(parent: str, directory: str, *, how: str, move: bool, proc_root: str) -> ParentV2:
     available = (read_text(f"{parent}/cgroup.controllers") or "").split()
+    control = f"{parent}/cgroup.subtree_control"
+    lacking = {name for name in CONTROLLERS if name in available} - set((read_text(control) or "").split())
+    if lacking and delegation.has_processes(parent):
+        if not move:
+            # Asked for, the kernel would say just this of the memory controller, but turn others into
+            # "threaded" ones, and crates into control groups that can't be used (cgroups(7)).
+            raise SandboxError("enable controllers", syscall="write", path=control, errno=errno.EBUSY)
+        delegation.make_room(parent)
     enabled: set[str] = set()
     refusals: dict[str, Refusal] = {}
     for controller in CONTROLLERS:
@@ -292,7 +334,14 @@ def make_parent(parent: str, *, run_name: str, how: str, proc_root: str = "/proc
             refusals[controller] = explain_refusal(error, version=2)
         else:
             enabled.add(controller)
-    return ParentV2(directory, controllers=frozenset(enabled), refusals=refusals, how=how, proc_root=proc_root)
+    return ParentV2(
+        directory,
+        controllers=frozenset(enabled),
+        refusals=refusals,
+        how=how,
+        shared=os.path.isdir(f"{parent}/{delegation.LEAF}"),
+        proc_root=proc_root,
+    )
 
 
 def _enable(group: str, controller: str) -> None:

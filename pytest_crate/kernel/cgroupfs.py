@@ -193,15 +193,25 @@ def make_directory(path: str, *, exist_ok: bool = False) -> None:
             raise SandboxError("create a cgroup", syscall="mkdir", path=path, errno=error.errno) from error
 
 
-def _descend(directory: str) -> Iterator[str]:
-    """Yield the control groups below a directory, then the directory: deepest first."""
+def subgroups(directory: str) -> list[str] | None:
+    """Return the paths of the control groups directly below one; None if it isn't there.
+
+    :raises SandboxError: it can't be listed.
+    """
     try:
         with os.scandir(directory) as entries:
-            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError as error:
         if error.errno in _ABSENT:
-            return
+            return None
         raise SandboxError("list a cgroup", syscall="readdir", path=directory, errno=error.errno) from error
+
+
+def _descend(directory: str) -> Iterator[str]:
+    """Yield the control groups below a directory, then the directory: deepest first."""
+    children = subgroups(directory)
+    if children is None:
+        return
     for child in children:
         yield from _descend(child)
     yield directory

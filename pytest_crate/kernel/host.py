@@ -18,9 +18,8 @@ from typing import Literal, cast
 
 from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, identity, libc, network, seccomp
-from pytest_crate.kernel.cgroup import CgroupParent, explain_refusal
+from pytest_crate.kernel.cgroup import CgroupOffer, explain_refusal
 from pytest_crate.kernel.cgroupfs import LIMIT_KEYS, read_text
-from pytest_crate.spec import CrateSpec
 
 Status = Literal["ok", "degraded", "missing"]
 
@@ -470,10 +469,10 @@ def _probe_clone3(findings: _Findings) -> None:
                 raise
 
 
-def probe_host(parent: CgroupParent, *, circumstances: Circumstances | None = None) -> Host:
+def probe_host(cgroups: CgroupOffer, *, circumstances: Circumstances | None = None) -> Host:
     """Find out what the host offers to crates by doing it, in child processes and new namespaces.
 
-    :param parent: where the control groups of the run are made.
+    :param cgroups: what the control groups of a run can enforce; that has been found out by making one.
     :param circumstances: what explains refusals; read from this host if None.
     """
     host = circumstances or read_circumstances()
@@ -492,9 +491,9 @@ def probe_host(parent: CgroupParent, *, circumstances: Circumstances | None = No
     return Host(
         kernel=platform.release(),
         privileged=host.privileged,
-        cgroup_version=parent.version,
-        cgroup_how=parent.how,
-        rows=(user_namespaces, *(_finding_row(feature, findings, host) for feature in chain), *_cgroup_rows(parent)),
+        cgroup_version=cgroups.version,
+        cgroup_how=cgroups.how,
+        rows=(user_namespaces, *(_finding_row(feature, findings, host) for feature in chain), *_cgroup_rows(cgroups)),
     )
 
 
@@ -513,13 +512,10 @@ def _finding_row(feature: _Feature, findings: Mapping[str, Mapping[str, object]]
     return Row(feature=feature.name, status="ok", detail=str(finding["detail"]), affects=feature.affects)
 
 
-def _cgroup_rows(parent: CgroupParent) -> tuple[Row, ...]:
-    everything = CrateSpec(
-        memory_bytes=1 << 30, cpu_quota_usec=100_000, pids=64, cpuset=_usable_cpu(), asked=frozenset(LIMIT_KEYS)
-    )
-    missing = {limit.key: limit for limit in parent.missing(everything)}
-    if parent.version:
-        cgroup = Row(feature="cgroup", status="ok", detail=f"v{parent.version}, {parent.how}", affects=LIMIT_KEYS)
+def _cgroup_rows(cgroups: CgroupOffer) -> tuple[Row, ...]:
+    missing = {limit.key: limit for limit in cgroups.missing}
+    if cgroups.version:
+        cgroup = Row(feature="cgroup", status="ok", detail=f"v{cgroups.version}, {cgroups.how}", affects=LIMIT_KEYS)
     else:
         why = missing["memory"]
         cgroup = Row(feature="cgroup", status="missing", detail=why.reason, affects=LIMIT_KEYS, remedy=why.hint)
@@ -529,11 +525,7 @@ def _cgroup_rows(parent: CgroupParent) -> tuple[Row, ...]:
         if key in missing:
             limit = missing[key]
             row = dataclasses.replace(row, status="missing", detail=limit.reason, remedy=limit.hint)
-        elif key not in parent.limits:
+        elif key not in cgroups.limits:
             row = dataclasses.replace(row, detail="the host has nothing to limit")
         rows.append(row)
     return tuple(rows)
-
-
-def _usable_cpu() -> tuple[int, ...]:
-    return (min(os.sched_getaffinity(0)),)

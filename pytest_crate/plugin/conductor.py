@@ -85,11 +85,11 @@ class Conductor:
         enforcement = self.crates.enforcement
         return header_line(
             kernel_release=os.uname().release,
-            cgroup_version=enforcement.cgroup_version or None,
-            cgroup_parent=enforcement.how,
+            cgroup_version=enforcement.cgroups.version or None,
+            cgroup_parent=enforcement.cgroups.how,
             rootless=enforcement.rootless,
             rootfs="overlay",
-            not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.limits),
+            not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.cgroups.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]
         )
 
@@ -384,11 +384,11 @@ def host_facts(crates: Crates) -> dict[str, object]:
     enforcement = crates.enforcement
     return {
         "kernel": os.uname().release,
-        "cgroup_version": enforcement.cgroup_version or None,
-        "cgroup_parent": enforcement.how,
+        "cgroup_version": enforcement.cgroups.version or None,
+        "cgroup_parent": enforcement.cgroups.how,
         "rootless": enforcement.rootless,
         "user_namespace": enforcement.user_namespace,
-        "limits": sorted(enforcement.limits),
+        "limits": sorted(enforcement.cgroups.limits),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import cgroup
+from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import Host, Row, probe_host
 from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
@@ -42,20 +43,23 @@ def examine(*, cgroup_parent: str | None = None) -> Host:
     :param cgroup_parent: the control group to make the crates' below; None for our own.
     :raises HostError: there is no such control group.
     """
-    parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=cgroup_parent)
-    try:
-        found = probe_host(parent)
-    finally:
-        parent.remove()
-    return dataclasses.replace(found, rows=(*found.rows, *_try_a_crate(cgroup_parent)))
+    with contextlib.closing(Engine(cgroup_parent=cgroup_parent)) as engine:
+        try:
+            offer = engine.enforcement.cgroups
+        except SandboxError as error:
+            offer = CgroupOffer.of(NoCgroups(Refusal(reason="not tried: the launcher did not start")))
+            whole: tuple[Row, ...] = (Row(feature=_WHOLE, status="missing", detail=str(error)),)
+        else:
+            whole = _try_a_crate(engine)
+    found = probe_host(offer)
+    return dataclasses.replace(found, rows=(*found.rows, *whole))
 
 
-def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
+def _try_a_crate(engine: Engine) -> tuple[Row, ...]:
+    enforcement = engine.enforcement
     began = time.monotonic()
-    engine = Engine(cgroup_parent=cgroup_parent)
     try:
-        enforcement = engine.enforcement
-        spec = _spec(enforcement.limits)
+        spec = _spec(enforcement.cgroups.limits)
         view = host_view.program_view("/", rootless=enforcement.rootless, environ=os.environ)
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=None), timed=True)
         crate = CrateSandbox(sandbox, spec, name="doctor")
@@ -65,12 +69,12 @@ def _try_a_crate(cgroup_parent: str | None) -> tuple[Row, ...]:
         return (Row(feature=_WHOLE, status="missing", detail=error.message, remedy=error.hint),)
     except SandboxError as error:
         return (Row(feature=_WHOLE, status="missing", detail=str(error)),)
-    finally:
-        engine.close()
+    # The launcher removes a crate without an answer; it has when it has ended.
+    engine.close()
+    took_msec = round((time.monotonic() - began) * 1e3)
     fault = fault_of(done, spec) or _left_behind(sandbox.entry.enter_files)
     if fault:
         return (Row(feature=_WHOLE, status="missing", detail=fault),)
-    took_msec = round((time.monotonic() - began) * 1e3)
     return (
         Row(feature=_WHOLE, status="ok", detail=f"made, limited, used and removed in {took_msec} ms"),
         usage_row(result.usage),

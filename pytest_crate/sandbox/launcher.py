@@ -639,7 +639,9 @@ def main() -> None:
     mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
     rootless = not capabilities.read_capabilities().effective & mounting
     try:
-        parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=configuration["cgroup_parent"])
+        parent = cgroup.find_parent(
+            run_name=cgroup.run_name(), configured=configuration["cgroup_parent"], entering=[configuration["pytest"]]
+        )
     except CrateError as error:
         wire.send(channel, {"error": str(error)})
         return
@@ -647,9 +649,7 @@ def main() -> None:
     wire.send(
         channel,
         {
-            "cgroup_version": parent.version,
-            "how": parent.how,
-            "limits": sorted(parent.limits),
+            "cgroups": cgroup.CgroupOffer.of(parent).to_json(),
             "rootless": rootless,
             "user_namespace": rootless or launcher.user_namespace is not None,
         },

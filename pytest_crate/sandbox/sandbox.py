@@ -37,16 +37,12 @@ _HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM,
 class Enforcement:
     """What enforces crates in this run.
 
-    :ivar cgroup_version: 1 or 2; 0 if there are no cgroups to use.
-    :ivar how: how the cgroup was come by, in words.
-    :ivar limits: marker keys that can be enforced.
+    :ivar cgroups: what their control groups can enforce.
     :ivar rootless: crates are made in a user namespace, without the rights of root.
     :ivar user_namespace: payloads run in a user namespace, so that their root is nobody outside.
     """
 
-    cgroup_version: int
-    how: str
-    limits: frozenset[str]
+    cgroups: cgroup.CgroupOffer
     rootless: bool
     user_namespace: bool
 
@@ -120,9 +116,7 @@ class Engine:
             self._forget()
             raise HostError(answer["error"], feature="cgroups")
         self._enforcement = Enforcement(
-            cgroup_version=answer["cgroup_version"],
-            how=answer["how"],
-            limits=frozenset(answer["limits"]),
+            cgroups=cgroup.CgroupOffer.from_json(answer["cgroups"]),
             rootless=answer["rootless"],
             user_namespace=answer["user_namespace"],
         )

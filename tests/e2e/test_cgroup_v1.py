@@ -19,13 +19,15 @@ from pytest_crate.kernel.cgroup import (
     CgroupParent,
     Owner,
     find_parent,
-    locate,
-    parse_membership,
-    parse_mountinfo,
     run_name,
 )
 from pytest_crate.kernel.cgroup_v1 import CgroupV1, ParentV1
 from pytest_crate.kernel.cgroupfs import Refusal
+from pytest_crate.kernel.hierarchies import (
+    locate,
+    parse_membership,
+    parse_mountinfo,
+)
 from pytest_crate.spec import CrateSpec
 
 MIB = 1 << 20

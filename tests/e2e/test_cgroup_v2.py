@@ -13,8 +13,9 @@ import pytest
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import cgroup_v2, libc
-from pytest_crate.kernel.cgroup import locate, parse_membership, parse_mountinfo, run_name
+from pytest_crate.kernel.cgroup import run_name
 from pytest_crate.kernel.cgroup_v2 import CgroupV2, ParentV2
+from pytest_crate.kernel.hierarchies import locate, parse_membership, parse_mountinfo
 from pytest_crate.spec import CrateSpec
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 from pytest_crate.kernel import identity, libc
-from pytest_crate.kernel.cgroup import NoCgroups, Refusal, find_parent, run_name
+from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import probe_host
+from pytest_crate.sandbox.sandbox import Engine
 
 CHAIN = ("namespaces", "private mounts", "overlay", "fresh proc", "pivot_root", "seccomp", "openat2", "clone3")
-NOTHING = NoCgroups(Refusal(reason="not looked at"))
+NOTHING = CgroupOffer.of(NoCgroups(Refusal(reason="not looked at")))
 
 
 def in_child(work: Callable[[], object]) -> Any:
@@ -56,19 +58,17 @@ def mounts_and_children() -> tuple[str, str]:
 @pytest.mark.needs("root")
 def test_root_gets_the_whole_chain() -> None:
     """With the rights of root every step works here: in less than two seconds, leaving no mount and no process."""
-    parent = find_parent(run_name=run_name())
-    try:
-        before, began = mounts_and_children(), time.monotonic()
-        found = probe_host(parent)
-        duration_sec = time.monotonic() - began
-        assert mounts_and_children() == before
-    finally:
-        parent.remove()
+    with contextlib.closing(Engine()) as engine:
+        offer = engine.enforcement.cgroups
+    before, began = mounts_and_children(), time.monotonic()
+    found = probe_host(offer)
+    duration_sec = time.monotonic() - began
+    assert mounts_and_children() == before
     statuses = {row.feature: row.status for row in found.rows}
     assert {feature: statuses[feature] for feature in CHAIN} == dict.fromkeys(CHAIN, "ok")
-    assert {row.feature for row in found.rows if row.status == "ok"} >= {f"{key} limit" for key in parent.limits}
+    assert {row.feature for row in found.rows if row.status == "ok"} >= {f"{key} limit" for key in offer.limits}
     assert found.privileged
-    assert (found.cgroup_version, found.cgroup_how) == (parent.version, parent.how)
+    assert (found.cgroup_version, found.cgroup_how) == (offer.version, offer.how)
     assert duration_sec < 2
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pytest_crate.kernel import cgroup
+from pytest_crate.kernel import hierarchies
 from tests.inner import RunInner
 
 SHOW = """
@@ -169,7 +169,7 @@ def test_report_without_crates(pytester: pytest.Pytester, run_inner: RunInner) -
 @pytest.fixture
 def memory_only() -> Iterator[str]:
     """A control group below which only memory can be limited: it is in no other hierarchy."""
-    mounts = cgroup.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    mounts = hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
     name = f"pytest-crate-test-{os.getpid()}"
     directory = Path(next(mount.point for mount in mounts if "memory" in mount.controllers), name)
     directory.mkdir()

@@ -9,15 +9,17 @@ import pytest
 
 from pytest_crate.errors import HostError
 from pytest_crate.kernel.cgroup import (
-    CgroupMount,
     Events,
     NoCgroups,
     Refusal,
     find_parent,
+    run_name,
+)
+from pytest_crate.kernel.hierarchies import (
+    CgroupMount,
     locate,
     parse_membership,
     parse_mountinfo,
-    run_name,
 )
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage

@@ -205,4 +205,4 @@ def test_parent_with_processes_gives_no_controllers(tmp_path: Path, monkeypatch:
 def test_refused_run_directory_is_no_parent(tmp_path: Path) -> None:
     """Where the run's directory can't be made there is only the reason."""
     made = cgroup_v2.make_parent(f"{tmp_path}/gone", run_name="run", how="own cgroup")
-    assert made == Refusal(reason=f"mkdir {tmp_path}/gone/run: No such file or directory")
+    assert made == Refusal(reason=f"open {tmp_path}/gone: No such file or directory")

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import host, libc
-from pytest_crate.kernel.cgroup import NoCgroups, Refusal
+from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import Circumstances, Host, Row, explain, probe_host, read_circumstances
 
 USER = Circumstances(privileged=False)
@@ -257,7 +257,7 @@ def refuse(name: str, number: int) -> object:
     return refused
 
 
-NOTHING = NoCgroups(Refusal(reason="nothing is writable", hint="become root"))
+NOTHING = CgroupOffer.of(NoCgroups(Refusal(reason="nothing is writable", hint="become root")))
 
 
 def test_refused_namespaces_stop_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""Where a run's control groups can be made on version 2, tried in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import cgroup_v2, delegation, systemd
+from pytest_crate.kernel.cgroup_v2 import ParentV2
+from pytest_crate.kernel.cgroupfs import Refusal
+from pytest_crate.kernel.hierarchies import Hierarchies
+
+
+class Places:
+    """The places, as a process finds them that will make crates."""
+
+    def __init__(self, here: Hierarchies, *, run_name: str, entering: Sequence[int], proc_root: str = "/proc") -> None:
+        """
+        :param here: where the process is.
+        :param run_name: of the run's directory.
+        :param entering: other processes whose children will enter crates.
+        """
+        self._here = here
+        self._run_name = run_name
+        self._entering = entering
+        self._proc_root = proc_root
+
+    def configured(self, directory: str) -> ParentV2 | Refusal:
+        """Make the run's directory where the user says; processes that are there are the user's affair."""
+        return self._make(directory, how="configured cgroup", move=False)
+
+    def best(self, own: str) -> ParentV2 | Refusal:
+        """Make the run's directory in the first place that lets us.
+
+        :param own: our own control group.
+        :returns: a refusal if none does, with the reasons of all.
+        """
+        own = delegation.above_leaf(own)
+        attempts: list[Callable[[], ParentV2 | Refusal]] = [
+            self._scope,
+            lambda: self._make(own, how="own cgroup", move=True),
+        ]
+        if delegation.is_delegated(own):
+            attempts = [lambda: self._make(own, how="delegated cgroup", move=True), self._scope]
+        refusals: list[Refusal] = []
+        for attempt in attempts:
+            made = attempt()
+            if isinstance(made, ParentV2):
+                return made
+            refusals.append(made)
+        return Refusal(
+            reason="; ".join(refusal.reason for refusal in refusals),
+            hint=next((refusal.hint for refusal in refusals if refusal.hint), ""),
+        )
+
+    def _make(self, directory: str, *, how: str, move: bool) -> ParentV2 | Refusal:
+        return cgroup_v2.make_parent(
+            directory,
+            run_name=self._run_name,
+            how=how,
+            entered_from=self._origins(),
+            move=move,
+            proc_root=self._proc_root,
+        )
+
+    def _origins(self) -> list[str]:
+        found = (Hierarchies.of_process(pid, proc_root=self._proc_root).directory() for pid in self._entering)
+        return [directory for directory in found if directory is not None]
+
+    def _scope(self) -> ParentV2 | Refusal:
+        """Have systemd move us into a scope, and the processes that could not enter it otherwise, too."""
+        manager = systemd.find_manager()
+        if isinstance(manager, Refusal):
+            return manager
+        unit = f"{self._run_name}.scope"
+        around = systemd.slice_of(self._here.membership.get("", ""), manager)
+        try:
+            manager.start_scope(unit, os.getpid(), slice_=around, proc_root=self._proc_root)
+            scope = Hierarchies.of_process(proc_root=self._proc_root).directory()
+            if scope is None:
+                return Refusal(reason="the scope that systemd made is not visible here")
+            for pid, origin in zip(self._entering, self._origins(), strict=True):
+                if not delegation.may_move(origin, scope):
+                    manager.attach(unit, pid, proc_root=self._proc_root)
+        except SandboxError as error:
+            return Refusal(reason=str(error))
+        return self._make(scope, how="systemd scope", move=True)
