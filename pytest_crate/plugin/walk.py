@@ -527,6 +527,7 @@ class Walk:
         exceeded = self._exceeded_since()
         if exceeded:
             self._collapsed.add(phase)
+            self.exception = None  # the child's, in place of which the limit is told
             report = transfer.unpack_report(self.item.config, data)
             text = "" if report.passed else f"\n\n{report.longreprtext}"
             sections = report.sections
