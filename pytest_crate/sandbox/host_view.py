@@ -153,8 +153,18 @@ def load_interpreter_libraries() -> Mapping[str, str]:
     if loader := _program_interpreter(sys.executable):
         found[os.path.dirname(loader)] = os.path.realpath(os.path.dirname(loader))
     if sys.base_prefix in _SYSTEM:
-        found[sys.executable] = os.path.realpath(sys.executable)
+        found[_leaves_for_the_system(sys.executable)] = os.path.realpath(sys.executable)
     return found | files
+
+
+def _leaves_for_the_system(path: str) -> str:
+    """Return the first of a chain of symlinks that lies among the system's programs, or else the file at its end.
+
+    A virtual environment, which crates show, has such a chain to the system's interpreter, which they don't.
+    """
+    while os.path.islink(path) and os.path.realpath(os.path.dirname(path)) not in _SYSTEM:
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return path
 
 
 def _names_of(library: str) -> Iterator[str]:

@@ -21,9 +21,11 @@ PLAIN_USER = "plain"
 """Has none: no session is begun for it, and nothing is delegated to it."""
 PACKAGES = (
     "systemd systemd-sysv dbus dbus-user-session libpam-systemd udev openssh-server sudo iproute2 procps uidmap "
-    "python3 python3-venv linux-image-cloud-amd64 ca-certificates runc crun busybox-static libcap2-bin"
+    "python3 python3-venv linux-image-cloud-amd64 ca-certificates podman crun"
 ).split()
-REQUIREMENTS = ("pytest>=9", "pytest-xdist", "psutil", "filelock", "pluggy")
+REQUIREMENTS = (
+    "pytest>=9 pytest-xdist psutil filelock pluggy hypothesis jsonschema pytest-cov pytest-rerunfailures zstandard"
+).split()
 VENV = "/opt/tests"
 """Where the guest has the tests' packages."""
 

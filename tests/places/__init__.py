@@ -1,0 +1,1 @@
+"""The places where CI runs, and the one suite that runs in each of them."""
