@@ -30,6 +30,7 @@ class Place:
 
     :ivar name: as the documentation's table has it.
     :ivar user: who runs pytest.
+    :ivar owner: whose the project is; empty for the user's.
     :ivar wrapper: a command before pytest's.
     :ivar python: the interpreter with the tests' packages.
     :ivar home: a directory of the user's, for the project.
@@ -41,6 +42,7 @@ class Place:
 
     name: str
     user: str = "root"
+    owner: str = ""
     wrapper: str = ""
     python: str
     home: str
@@ -74,9 +76,6 @@ _RUN = """
 set -u
 {environ}
 cd {home}/place
-mkdir -p shared written
-printf shared >shared/file
-rm -rf base
 {wrapper} {python} -m pytest_crate.cli doctor --json >doctor.json 2>doctor.err
 echo $? >doctor.status
 COLUMNS=200 {wrapper} {python} -m pytest --basetemp={home}/place/base --crate-report=report.json --junitxml=junit.xml \
@@ -99,8 +98,8 @@ def visit(place: Place, machine: Machine) -> Findings:
     directory = f"{place.home}/place"
     machine.run(f"rm -rf {shlex.quote(directory)}")
     machine.send(PROJECT, directory)
-    if place.user != "root":
-        machine.run(f"chown -R {place.user}: {shlex.quote(directory)}")
+    machine.run(f"cd {shlex.quote(directory)} && mkdir shared written && printf shared >shared/file")
+    machine.run(f"chown -R {place.owner or place.user}: {shlex.quote(directory)}")
     environ = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in place.environ.items())
     script = _RUN.format(environ=environ, home=place.home, wrapper=place.wrapper, python=place.python)
     machine.run(script, user=place.user, seconds=1200)
