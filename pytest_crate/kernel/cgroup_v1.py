@@ -17,6 +17,7 @@ from pytest_crate.kernel.cgroupfs import (
     explain_refusal,
     kill_processes,
     make_directory,
+    make_leaf,
     malformed,
     missing_limits,
     processes,
@@ -27,9 +28,11 @@ from pytest_crate.kernel.cgroupfs import (
     remove_directory,
     remove_stale,
     swap_exists,
+    wanted_limits,
 )
 from pytest_crate.kernel.hierarchies import CONTROLLERS_V1
 from pytest_crate.kernel.libc import write_file
+from pytest_crate.kernel.outer_limits import beyond, outer_limits
 from pytest_crate.spec import CPU_PERIOD_USEC, CrateSpec
 from pytest_crate.usage import Usage
 
@@ -279,7 +282,7 @@ class ParentV1:
         """
         self.how = how
         self._directories = MappingProxyType(dict(directories))
-        limits = {"memory": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids": "pids"}
+        limits: dict[str, str] = {"memory": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids": "pids"}
         enforced = {key for key, controller in limits.items() if controller in directories}
         self._refusals = {
             key: refusals.get(controller, Refusal(reason=f"the {controller} controller of cgroup v1 is not mounted"))
@@ -297,12 +300,17 @@ class ParentV1:
                 hint="boot with swapaccount=1, or: sudo swapoff -a",
             )
         self.limits = frozenset(enforced)
+        above: dict[str, str] = {
+            key: os.path.dirname(directories[limits[key]]) for key in ("memory", "cpus", "pids") if key in enforced
+        }
+        self._outer = outer_limits(above, version=1)
 
     def missing(self, spec: CrateSpec) -> tuple[MissingLimit, ...]:
         """Return the wanted limits of a spec that can't be enforced, with reason and remedy."""
         cpuset = self._directories.get("cpuset")
         cpus = read_cpus(f"{cpuset}/cpuset.cpus") if cpuset else ()
-        return missing_limits(spec, limits=self.limits, refusals=self._refusals, available_cpus=cpus)
+        lacking = missing_limits(spec, limits=self.limits, refusals=self._refusals, available_cpus=cpus)
+        return *lacking, *beyond(spec, self._outer, wanted_limits(spec))
 
     def create(self, name: str) -> CgroupV1:
         """Make a crate's control group.
@@ -315,7 +323,7 @@ class ParentV1:
         made: list[str] = []
         try:
             for directory in dict.fromkeys(leaves.values()):
-                make_directory(directory)
+                make_leaf(directory)
                 made.append(directory)
         except SandboxError:
             for directory in made:
@@ -354,7 +362,8 @@ def make_parent(
             if controller == "cpuset":
                 _fill_cpuset(parent, directory)
         except SandboxError as error:
-            remove_directory(directory)
+            if os.path.isdir(directory):  # the kernel's word is "read-only" of one that isn't there, too
+                remove_directory(directory)
             refusals[controller] = explain_refusal(error, version=1)
         else:
             directories[controller] = directory

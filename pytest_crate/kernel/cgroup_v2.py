@@ -10,6 +10,7 @@ from typing import Any
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import delegation
 from pytest_crate.kernel.cgroupfs import (
+    SYSTEMD_RUN,
     Events,
     MemoryLevels,
     MissingLimit,
@@ -17,6 +18,7 @@ from pytest_crate.kernel.cgroupfs import (
     explain_refusal,
     kill_processes,
     make_directory,
+    make_leaf,
     malformed,
     missing_limits,
     processes,
@@ -28,8 +30,10 @@ from pytest_crate.kernel.cgroupfs import (
     remove_stale,
     swap_exists,
     wait_unpopulated,
+    wanted_limits,
 )
 from pytest_crate.kernel.libc import write_file
+from pytest_crate.kernel.outer_limits import beyond, outer_limits
 from pytest_crate.spec import CPU_PERIOD_USEC, CrateSpec
 from pytest_crate.usage import Usage
 
@@ -244,11 +248,14 @@ class ParentV2:
                 hint="boot with swapaccount=1, or: sudo swapoff -a",
             )
         self.limits = frozenset(enforced)
+        above = os.path.dirname(directory)
+        self._outer = outer_limits(dict.fromkeys(("memory", "cpus", "pids"), above), version=2)
 
     def missing(self, spec: CrateSpec) -> tuple[MissingLimit, ...]:
         """Return the wanted limits of a spec that can't be enforced, with reason and remedy."""
         cpus = read_cpus(f"{self._directory}/cpuset.cpus.effective")
-        return missing_limits(spec, limits=self.limits, refusals=self._refusals, available_cpus=cpus)
+        lacking = missing_limits(spec, limits=self.limits, refusals=self._refusals, available_cpus=cpus)
+        return *lacking, *beyond(spec, self._outer, wanted_limits(spec))
 
     def create(self, name: str) -> CgroupV2:
         """Make a crate's control group.
@@ -256,7 +263,7 @@ class ParentV2:
         :raises SandboxError: the kernel refused it, or there is one of that name.
         """
         directory = f"{self._directory}/{name}"
-        make_directory(directory)
+        make_leaf(directory)
         return CgroupV2(directory, limits=self.limits)
 
     def remove(self) -> None:
@@ -290,17 +297,18 @@ def make_parent(
     :param move: processes that are in the control group may be moved into a leaf of it.
     :returns: a refusal if nothing can be made there.
     """
-    for origin in entered_from:
-        if not delegation.may_move(origin, parent):
-            return Refusal(
-                reason=f"nobody but root may move processes from {origin} to {parent}",
-                hint="systemd-run --user --scope -p Delegate=yes pytest",
-            )
     directory = f"{parent}/{run_name}"
     try:
         with delegation.held(parent):
             remove_stale([parent], proc_root=proc_root)
             make_directory(directory, exist_ok=True)
+            for origin in entered_from:
+                if not delegation.may_move(origin, parent):
+                    remove_directory(directory)
+                    return Refusal(
+                        reason=f"nobody but root may move processes from {origin} to {parent}",
+                        hint=SYSTEMD_RUN,
+                    )
             try:
                 return _with_controllers(parent, directory, how=how, move=move, proc_root=proc_root)
             except SandboxError:
@@ -351,7 +359,7 @@ def _enable(group: str, controller: str) -> None:
 
 
 def _not_delegated(controller: str) -> Refusal:
-    hint = "systemd-run --user --scope -p Delegate=yes pytest"
+    hint = SYSTEMD_RUN
     if controller in ("cpuset", "io"):  # systemd's user@.service delegates neither by default
         hint = "sudo systemctl edit user@.service, with: [Service] Delegate=cpu cpuset io memory pids"
     return Refusal(reason=f"the {controller} controller is not delegated to this cgroup", hint=hint)

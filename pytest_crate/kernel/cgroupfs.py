@@ -18,6 +18,9 @@ from pytest_crate.spec import DEFAULT_PIDS, CrateSpec, parse_cpuset
 LIMIT_KEYS = ("memory", "swap", "cpus", "cpuset", "pids")
 """The spec's keys that a control group enforces."""
 
+SYSTEMD_RUN = "systemd-run --user --scope -p Delegate=yes pytest"
+"""The command that gives an ordinary user a control group of their own, where systemd runs."""
+
 PATIENCE_SEC = 10.0
 """How long a killed process may take to leave its control group before that is an error."""
 
@@ -191,6 +194,20 @@ def make_directory(path: str, *, exist_ok: bool = False) -> None:
     except OSError as error:
         if not (exist_ok and error.errno == errno.EEXIST):
             raise SandboxError("create a cgroup", syscall="mkdir", path=path, errno=error.errno) from error
+
+
+def make_leaf(path: str) -> None:
+    """Make a crate's control group in the run's directory.
+
+    :raises SandboxError: the kernel refused it; the run's directory may have been removed by somebody.
+    """
+    try:
+        make_directory(path)
+    except SandboxError as error:
+        if error.errno == errno.ENOENT:
+            gone = f"somebody has removed the run's own, {os.path.dirname(path)}; run pytest again"
+            raise SandboxError(error.step, syscall="mkdir", path=path, errno=errno.ENOENT, detail=gone) from error
+        raise
 
 
 def subgroups(directory: str) -> list[str] | None:
@@ -449,7 +466,7 @@ def explain_refusal(error: SandboxError, *, version: int) -> Refusal:
     if error.errno == errno.EROFS:
         return Refusal(
             reason=f"the cgroup file system is read-only ({place})",
-            hint="Podman: --security-opt unmask=/sys/fs/cgroup --cgroups=split; Docker: --privileged",
+            hint="Podman, cgroup v2: --security-opt unmask=ALL --cgroups=split; Docker, or cgroup v1: --privileged",
         )
     if error.errno == errno.EBUSY and path.endswith("cgroup.subtree_control"):
         return Refusal(
@@ -461,6 +478,6 @@ def explain_refusal(error: SandboxError, *, version: int) -> Refusal:
             return Refusal(reason=f"cgroup v1 is writable for root only ({place})", hint=_V1_HINT)
         return Refusal(
             reason=f"the cgroup is not delegated to this user ({place})",
-            hint="systemd-run --user --scope -p Delegate=yes pytest",
+            hint=SYSTEMD_RUN,
         )
     return Refusal(reason=reason)

@@ -28,10 +28,9 @@ from pytest_crate.kernel.cgroupfs import (
 LEAF = "pytest-crate-processes"
 """The name of the control group that holds the processes which were in its parent."""
 
-# systemd marks what belongs to a unit, and what of it is the unit's own to divide ("Control Group APIs and
-# Delegation"). Ordinary users can read the marks of version 251 on; trusted.* takes CAP_SYS_ADMIN.
-_UNIT_MARKS = ("user.invocation_id", "trusted.invocation_id")
-_DELEGATED_MARKS = ("user.delegate", "trusted.delegate")
+# systemd marks what a unit may divide as it likes ("Control Group APIs and Delegation"). Ordinary users can read the
+# mark of version 251 on; trusted.* takes CAP_SYS_ADMIN. A user's own manager marks nothing (seen with 252).
+_MARKS = frozenset({"user.delegate", "trusted.delegate"})
 _ROUNDS = 100
 
 
@@ -40,23 +39,12 @@ def above_leaf(directory: str) -> str:
     return os.path.dirname(directory) if os.path.basename(directory) == LEAF else directory
 
 
-def is_delegated(directory: str) -> bool:
-    """Tell whether systemd has given a control group, or one above, to whoever runs in it."""
-    while True:
-        marks = _marks(directory)
-        if marks & set(_DELEGATED_MARKS):
-            return True
-        above = os.path.dirname(directory)
-        if marks & set(_UNIT_MARKS) or above == directory:
-            return False
-        directory = above
-
-
-def _marks(directory: str) -> set[str]:
+def is_marked(directory: str) -> bool:
+    """Tell whether systemd has marked a unit's control group as the unit's own to divide."""
     try:
-        return set(os.listxattr(directory))
-    except OSError:  # kernels before 5.7 keep no user.* there, and nobody else marks anything
-        return set()
+        return not _MARKS.isdisjoint(os.listxattr(directory))
+    except OSError:  # before kernel 5.7 there is no user.* on control groups
+        return False
 
 
 def may_move(origin: str, target: str) -> bool:

@@ -9,6 +9,7 @@ import os
 import platform
 import select
 import signal
+import socket
 import stat
 import time
 import warnings
@@ -169,6 +170,8 @@ _NAMESPACES = _Feature(name="namespaces")
 _MOUNTS = _Feature(name="private mounts")
 _OVERLAY = _Feature(name="overlay")
 _PROC = _Feature(name="fresh proc")
+_SYS = _Feature(name="fresh sys")
+_HOST_NAME = _Feature(name="host name")
 _PIVOT_ROOT = _Feature(name="pivot_root")
 _SECCOMP = _Feature(name="seccomp", affects=("seccomp",))
 _OPENAT2 = _Feature(name="openat2", affects=("image", "mounts"))
@@ -208,10 +211,13 @@ def _feature_of(error: SandboxError) -> _Feature | None:
     if call == "mount":
         if " type overlay" in path:
             return _OVERLAY
+        if " type sysfs" in path:
+            return _SYS
         return _PROC if " type proc" in path else _MOUNTS
     if call == "prctl" and path == str(libc.PR_SET_SECCOMP):
         return _SECCOMP
     return {
+        "sethostname": _HOST_NAME,
         "pivot_root": _PIVOT_ROOT,
         "seccomp": _SECCOMP,
         "openat2": _OPENAT2,
@@ -241,20 +247,21 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
             "AppArmor restricts user namespaces of ordinary users",
             "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`",
         )
-    if feature is _PROC and number in (errno.EPERM, errno.EACCES):
+    if feature in (_PROC, _SYS) and number in (errno.EPERM, errno.EACCES):
+        # The kernel's mount_too_revealing(): the one that is there must not be covered in places.
         return (
-            "/proc is partly masked, and a fresh one would reveal what is hidden",
-            "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=/proc/*",
+            f"{'/proc' if feature is _PROC else '/sys'} is partly masked, and a fresh one would reveal what is hidden",
+            "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL",
         )
     if number in _NO_DEVICE_ERRNOS:
         return "the kernel lacks it, or a seccomp filter hides it", ""
     if host.container == "gitlab":
         return "GitLab's docker executor confines its jobs", "privileged = true in the runner's config.toml"
     # What makes or moves mounts is AppArmor's business; the calls that seccomp filters are refused first.
-    if host.apparmor and feature not in (_USER_NAMESPACES, _NAMESPACES, *_NEED_NO_NAMESPACE):
+    if host.apparmor and feature not in (_USER_NAMESPACES, _NAMESPACES, _HOST_NAME, *_NEED_NO_NAMESPACE):
         return f"the AppArmor profile {host.apparmor} denies it", "Docker: --security-opt apparmor=unconfined"
     if host.seccomp and number == errno.EPERM:
-        return "a seccomp filter denies it", "Docker: --security-opt seccomp=unconfined"
+        return "a seccomp filter denies it", "Docker, Podman: --security-opt seccomp=unconfined"
     if feature is _OVERLAY:
         return "in a user namespace it needs kernel 5.11, upper on a tmpfs, and lower without mounts below it", ""
     return "", ""
@@ -405,6 +412,12 @@ def _probe_root_filesystem(findings: _Findings, *, privileged: bool) -> None:
         for name, flag in _EACH_NAMESPACE.items():
             libc.unshare(f"enter a new {name} namespace", flag)
         network.loopback_up()
+    with (
+        findings.probe(_HOST_NAME, "the crate's own can be set"),
+        libc.os_step("set a host name", "sethostname", "crate"),
+    ):
+        # Podman's filter lets unshare(2) make the namespace, and then refuses this.
+        socket.sethostname("crate")
     # The new pid namespace begins with the next child, and proc can be mounted only from inside it.
     pid = _fork(lambda: _probe_mounts(findings, privileged=privileged))
     os.waitpid(pid, 0)
@@ -416,7 +429,7 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
     with findings.probe(_MOUNTS, "propagation off, tmpfs"):
         libc.mount("keep mounts to ourselves", "none", "/", flags=libc.MS_REC | libc.MS_SLAVE)
         libc.mount("mount a tmpfs", "tmpfs", "/tmp", kind="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV)
-        for name in ("upper", "work", "merged", "proc"):
+        for name in ("upper", "work", "merged", "proc", "sys"):
             os.mkdir(f"/tmp/{name}", 0o700)
     lower = "/" if privileged else _directory_without_mounts(read_text("/proc/self/mountinfo") or "")
     options = f"lowerdir={lower},upperdir=/tmp/upper,workdir=/tmp/work{'' if privileged else ',userxattr'}"
@@ -425,6 +438,8 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
     with findings.probe(_PROC, "mounted in a new pid namespace"):
         flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
         libc.mount("mount a fresh proc", "proc", "/tmp/proc", kind="proc", flags=flags)
+    with findings.probe(_SYS, "of the new network namespace"):
+        libc.mount("mount a fresh sysfs", "sysfs", "/tmp/sys", kind="sysfs", flags=flags | libc.MS_RDONLY)
     with findings.probe(_PIVOT_ROOT, "old root detached"):
         os.chdir("/tmp")
         libc.pivot_root("change the root", ".", ".")
@@ -483,7 +498,7 @@ def probe_host(cgroups: CgroupOffer, *, circumstances: Circumstances | None = No
         **_findings_of(_probe_openat2),
         **_findings_of(_probe_clone3),
     }
-    chain = (_NAMESPACES, _MOUNTS, _OVERLAY, _PROC, _PIVOT_ROOT, _SECCOMP, _OPENAT2, _CLONE3)
+    chain = (_NAMESPACES, _HOST_NAME, _MOUNTS, _OVERLAY, _PROC, _SYS, _PIVOT_ROOT, _SECCOMP, _OPENAT2, _CLONE3)
     user_namespaces = _finding_row(_USER_NAMESPACES, findings, host)
     if host.privileged and user_namespaces.status == "missing":
         # With CAP_SYS_ADMIN a crate can do without; its payload then has one wall less around it.

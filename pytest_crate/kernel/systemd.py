@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel.cgroupfs import Refusal, read_text
 
-# To be the only one who knows D-Bus here, busctl(1) is enough: it comes with systemd.
-_PROGRAM = "busctl"
+# For two calls busctl(1) knows enough of D-Bus, and comes with systemd.
 _CALL = "call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager".split()
 _MOVE_SECONDS = 5.0
 
@@ -52,6 +51,14 @@ class Manager:
         self._call("ask systemd for a scope", ["StartTransientUnit", "ssa(sv)a(sa(sv))", *arguments])
         _wait_for_move("ask systemd for a scope", pid, before, proc_root)
 
+    def delegates(self, unit: str) -> bool:
+        """Tell whether a unit may divide its control group as it likes; not one that this manager doesn't know.
+
+        :raises SandboxError: systemctl(1) can't be run, or does not answer.
+        """
+        done = self._run("ask systemd of a unit", ["systemctl", "show", "--property=Delegate", "--value", "--", unit])
+        return done.stdout.strip() == "yes"
+
     def attach(self, name: str, pid: int, *, proc_root: str = "/proc") -> None:
         """Have a process of ours moved into a scope of ours, also from where we may not take it ourselves.
 
@@ -63,33 +70,42 @@ class Manager:
         _wait_for_move(step, pid, before, proc_root)
 
     def _call(self, step: str, arguments: Sequence[str]) -> None:
+        done = self._run(step, ["busctl", "--quiet", "--timeout=5", *_CALL, *arguments])
+        if done.returncode:
+            raise SandboxError(step, syscall="busctl", detail=done.stderr.strip() or f"exit status {done.returncode}")
+
+    def _run(self, step: str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         environ: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-        which = "--system"
+        whose = "--system"
         if self.of_user:
-            which = "--user"
+            whose = "--user"
             environ = {**environ, "XDG_RUNTIME_DIR": self.runtime_directory}
-        command = [_PROGRAM, which, "--quiet", "--timeout=5", *_CALL, *arguments]
+        program, *arguments = command
         try:
-            done = subprocess.run(
-                command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+            return subprocess.run(
+                [program, whose, *arguments],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
             )
         except OSError as error:
-            raise SandboxError(step, syscall="execve", path=_PROGRAM, errno=error.errno) from error
+            raise SandboxError(step, syscall="execve", path=program, errno=error.errno) from error
         except subprocess.TimeoutExpired as error:
-            raise SandboxError(step, syscall=_PROGRAM, detail="no answer within 10 s") from error
-        if done.returncode:
-            raise SandboxError(step, syscall=_PROGRAM, detail=done.stderr.strip() or f"exit status {done.returncode}")
+            raise SandboxError(step, syscall=program, detail="no answer within 10 s") from error
 
 
-def find_manager(*, euid: int | None = None, run: str = "/run") -> Manager | Refusal:
+def find_manager(*, euid: int | None = None, run: str = "/run") -> Manager | Refusal | None:
     """Return the systemd to ask: root the system's, everybody else their own.
 
     :param run: where systemd shows that it runs (sd_booted(3)), and has its sockets.
-    :returns: a refusal where there is none.
+    :returns: None where the host is not systemd's; a refusal where it is, and nobody is there to be asked.
     """
     euid = os.geteuid() if euid is None else euid
     if not os.path.isdir(f"{run}/systemd/system"):
-        return Refusal(reason="systemd does not run here")
+        return None
     if euid == 0:
         if os.path.exists(f"{run}/dbus/system_bus_socket"):
             return Manager()
@@ -117,6 +133,19 @@ def slice_of(membership: str, manager: Manager) -> str:
         parts = parts[: own[0]]
     slices = [part for part in parts if part.endswith(".slice")]
     return slices[-1] if slices else ""
+
+
+def unit_of(directory: str) -> tuple[str, bool]:
+    """Return the control group of the unit that a control group belongs to, and whether it is a user's own manager's.
+
+    :returns: an empty string if no unit is to be seen, as in a container with a cgroup namespace of its own.
+    """
+    while directory != "/":
+        above = os.path.dirname(directory)
+        if directory.endswith((".service", ".scope")):
+            return directory, any(part.startswith("user@") for part in above.split("/"))
+        directory = above
+    return "", False
 
 
 def _membership(pid: int, proc_root: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import cgroup_v2, delegation, systemd
 from pytest_crate.kernel.cgroup_v2 import ParentV2
-from pytest_crate.kernel.cgroupfs import Refusal
+from pytest_crate.kernel.cgroupfs import SYSTEMD_RUN, Refusal
 from pytest_crate.kernel.hierarchies import Hierarchies
 
 
@@ -37,22 +37,23 @@ class Places:
         :returns: a refusal if none does, with the reasons of all.
         """
         own = delegation.above_leaf(own)
-        attempts: list[Callable[[], ParentV2 | Refusal]] = [
-            self._scope,
-            lambda: self._make(own, how="own cgroup", move=True),
-        ]
-        if delegation.is_delegated(own):
-            attempts = [lambda: self._make(own, how="delegated cgroup", move=True), self._scope]
+        manager = systemd.find_manager()
         refusals: list[Refusal] = []
-        for attempt in attempts:
-            made = attempt()
-            if isinstance(made, ParentV2):
-                return made
-            refusals.append(made)
-        return Refusal(
-            reason="; ".join(refusal.reason for refusal in refusals),
-            hint=next((refusal.hint for refusal in refusals if refusal.hint), ""),
-        )
+        delegated = _is_delegated(own, manager)
+        if not delegated and isinstance(manager, systemd.Manager):
+            scope = self._in_scope(manager)
+            if isinstance(scope, ParentV2):
+                return scope
+            refusals.append(scope)
+        made = self._make(own, how="delegated cgroup" if delegated else "own cgroup", move=True)
+        if isinstance(made, ParentV2):
+            return made
+        if isinstance(manager, Refusal):
+            refusals.append(manager)
+        hint = next((refusal.hint for refusal in (*refusals, made) if refusal.hint), "")
+        if manager is None and hint == SYSTEMD_RUN:
+            hint = "run pytest as root, or give this user a cgroup and name it: crate_cgroup_parent in the ini file"
+        return Refusal(reason="; ".join(refusal.reason for refusal in (made, *refusals)), hint=hint)
 
     def _make(self, directory: str, *, how: str, move: bool) -> ParentV2 | Refusal:
         return cgroup_v2.make_parent(
@@ -68,11 +69,8 @@ class Places:
         found = (Hierarchies.of_process(pid, proc_root=self._proc_root).directory() for pid in self._entering)
         return [directory for directory in found if directory is not None]
 
-    def _scope(self) -> ParentV2 | Refusal:
+    def _in_scope(self, manager: systemd.Manager) -> ParentV2 | Refusal:
         """Have systemd move us into a scope, and the processes that could not enter it otherwise, too."""
-        manager = systemd.find_manager()
-        if isinstance(manager, Refusal):
-            return manager
         unit = f"{self._run_name}.scope"
         around = systemd.slice_of(self._here.membership.get("", ""), manager)
         try:
@@ -86,3 +84,14 @@ class Places:
         except SandboxError as error:
             return Refusal(reason=str(error))
         return self._make(scope, how="systemd scope", move=True)
+
+
+def _is_delegated(directory: str, manager: systemd.Manager | Refusal | None) -> bool:
+    """Tell whether systemd leaves a control group to us."""
+    unit, of_user = systemd.unit_of(directory)
+    if not of_user:
+        return bool(unit) and delegation.is_marked(unit)
+    try:
+        return isinstance(manager, systemd.Manager) and manager.delegates(os.path.basename(unit))
+    except SandboxError:
+        return False

@@ -15,29 +15,32 @@ from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import cgroup_v2, libc
 from pytest_crate.kernel.cgroup import run_name
 from pytest_crate.kernel.cgroup_v2 import CgroupV2, ParentV2
-from pytest_crate.kernel.hierarchies import locate, parse_membership, parse_mountinfo
+from pytest_crate.kernel.hierarchies import Hierarchies
 from pytest_crate.spec import CrateSpec
 
 
-def own_directory() -> str | None:
-    """Return where this process's own v2 control group is."""
-    path = parse_membership(Path("/proc/self/cgroup").read_text()).get("")
-    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-    return next((locate(mount, path) for mount in mounts if path and mount.version == 2), None)
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A control group at the top of the hierarchy, with all controllers that there are."""
+    point = next(Hierarchies.of_process().mounts_of(), None)
+    assert point is not None
+    directory = Path(point.point, f"pytest-crate-test-{os.getpid()}")
+    directory.mkdir()
+    yield directory
+    directory.rmdir()
 
 
-OWN = own_directory()
-pytestmark = pytest.mark.needs("cgroup v2")
+pytestmark = pytest.mark.needs("root", "cgroup v2")
 
 
 @pytest.fixture
-def parent() -> Iterator[ParentV2]:
+def parent(place: Path) -> Iterator[ParentV2]:
     """A run's directory; nothing is left of it afterwards."""
-    made = cgroup_v2.make_parent(str(OWN), run_name=run_name(), how="own cgroup")
+    made = cgroup_v2.make_parent(str(place), run_name=run_name(), how="own cgroup")
     assert isinstance(made, ParentV2)
     yield made
     made.remove()
-    assert not os.path.exists(f"{OWN}/{run_name()}")
+    assert not (place / run_name()).exists()
 
 
 @pytest.fixture
@@ -60,9 +63,9 @@ def start(cgroup: CgroupV2, script: str) -> subprocess.Popen[str]:
     )
 
 
-def test_limits_follow_the_controllers(parent: ParentV2) -> None:
+def test_limits_follow_the_controllers(place: Path, parent: ParentV2) -> None:
     """A limit is enforced if the run's directory has its controller for its children, and missing otherwise."""
-    enabled = set(Path(str(OWN), run_name(), "cgroup.subtree_control").read_text().split())
+    enabled = set((place / run_name() / "cgroup.subtree_control").read_text().split())
     keys = {"memory": "memory", "cpu": "cpus", "cpuset": "cpuset", "pids": "pids"}
     expected = {key for controller, key in keys.items() if controller in enabled}
     assert parent.limits - {"swap"} == expected

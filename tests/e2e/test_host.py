@@ -17,7 +17,9 @@ from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import probe_host
 from pytest_crate.sandbox.sandbox import Engine
 
-CHAIN = ("namespaces", "private mounts", "overlay", "fresh proc", "pivot_root", "seccomp", "openat2", "clone3")
+CHAIN = tuple(
+    "namespaces|host name|private mounts|overlay|fresh proc|fresh sys|pivot_root|seccomp|openat2|clone3".split("|")
+)
 NOTHING = CgroupOffer.of(NoCgroups(Refusal(reason="not looked at")))
 
 

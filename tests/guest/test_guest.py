@@ -49,6 +49,29 @@ PLAIN = Place(
     refusal="no systemd of this user's own runs",
 )
 
+_CONTAINER = (
+    "podman run --rm --network=none --volume /root/place:/root/place --workdir /root/place --env COLUMNS=200 "
+    "{flags} --rootfs /:O"
+)
+CONTAINER = dataclasses.replace(
+    ROOT,
+    name="root, cgroup v2, Podman container",
+    wrapper=_CONTAINER.format(flags=""),
+    limits=frozenset(),
+    namespaces=False,
+    refusal="--security-opt unmask=ALL",
+)
+# What the doctor names there, row by row.
+OPENED = dataclasses.replace(
+    ROOT,
+    name="root, cgroup v2, Podman container opened",
+    wrapper=_CONTAINER.format(flags="--security-opt unmask=ALL --cgroups=split --security-opt seccomp=unconfined"),
+    cgroup="own cgroup",
+)
+PRIVILEGED = dataclasses.replace(
+    OPENED, name="root, cgroup v2, privileged container", wrapper=_CONTAINER.format(flags="--privileged")
+)
+
 
 @contextmanager
 def sysctl(guest: Guest, name: str, value: int) -> Iterator[None]:
@@ -61,7 +84,9 @@ def sysctl(guest: Guest, name: str, value: int) -> Iterator[None]:
         guest.run(f"sysctl -w {name}={before}")
 
 
-@pytest.mark.parametrize("place", [ROOT, SESSION, DELEGATED_SCOPE, PLAIN], ids=lambda place: place.name)
+@pytest.mark.parametrize(
+    "place", [ROOT, SESSION, DELEGATED_SCOPE, PLAIN, CONTAINER, OPENED, PRIVILEGED], ids=lambda place: place.name
+)
 def test_place(check: Check, guest: Guest, place: Place) -> None:
     """Every place has what it must, and says of the rest why not and how to mend it."""
     check(place, guest)
@@ -82,7 +107,7 @@ def test_newer_kernel(check: Check, newer_guest: Guest, place: Place) -> None:
     ],
 )
 def test_user_namespaces_switched_off(check: Check, guest: Guest, name: str, value: int, remedy: str) -> None:
-    """Where an ordinary user gets no user namespace, no crated test runs, and each failure has the command to mend it."""
+    """Where an ordinary user gets no user namespace no crated test runs; each failure has the command to mend it."""
     place = dataclasses.replace(SESSION, name=f"user, {name}={value}", namespaces=False, refusal=remedy)
     with sysctl(guest, name, value):
         check(place, guest)

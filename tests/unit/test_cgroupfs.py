@@ -192,7 +192,7 @@ def test_stale_run_that_resists_is_left(tmp_path: Path) -> None:
             2,
             Refusal(
                 reason="the cgroup file system is read-only (/sys/fs/cgroup)",
-                hint="Podman: --security-opt unmask=/sys/fs/cgroup --cgroups=split; Docker: --privileged",
+                hint="Podman, cgroup v2: --security-opt unmask=ALL --cgroups=split; Docker, or cgroup v1: --privileged",
             ),
             id="read-only",
         ),

@@ -71,7 +71,7 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             UNSHARE_MOUNT,
             Circumstances(privileged=False, seccomp=True, container="docker", apparmor="docker-default"),
             "namespaces",
-            "Docker: --security-opt seccomp=unconfined",
+            "Docker, Podman: --security-opt seccomp=unconfined",
             id="Docker's seccomp filter",
         ),
         pytest.param(
@@ -85,7 +85,7 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             PROC,
             USER,
             "fresh proc",
-            "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=/proc/*",
+            "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL",
             id="masked proc",
         ),
         pytest.param(
@@ -110,14 +110,14 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             SandboxError("limit memory", syscall="write", path="/sys/fs/cgroup/a/memory.max", errno=errno.EROFS),
             ROOT,
             "memory limit",
-            "Podman: --security-opt unmask=/sys/fs/cgroup --cgroups=split; Docker: --privileged",
+            "Podman, cgroup v2: --security-opt unmask=ALL --cgroups=split; Docker, or cgroup v1: --privileged",
             id="read-only cgroups",
         ),
         pytest.param(
             SandboxError("x", syscall="write", path="/sys/fs/cgroup/a/memory.swap.max", errno=errno.EROFS),
             ROOT,
             "swap limit",
-            "Podman: --security-opt unmask=/sys/fs/cgroup --cgroups=split; Docker: --privileged",
+            "Podman, cgroup v2: --security-opt unmask=ALL --cgroups=split; Docker, or cgroup v1: --privileged",
             id="read-only swap limit",
         ),
     ],
@@ -268,10 +268,10 @@ def test_refused_namespaces_stop_the_chain(monkeypatch: pytest.MonkeyPatch) -> N
     rows = {row.feature: row for row in found.rows}
     assert (rows["namespaces"].status, rows["namespaces"].remedy) == (
         "missing",
-        "Docker: --security-opt seccomp=unconfined",
+        "Docker, Podman: --security-opt seccomp=unconfined",
     )
     assert rows["namespaces"].detail.endswith("a seccomp filter denies it")
-    for feature in ("private mounts", "overlay", "fresh proc", "pivot_root"):
+    for feature in ("host name", "private mounts", "overlay", "fresh proc", "fresh sys", "pivot_root"):
         assert (rows[feature].status, rows[feature].detail) == ("missing", "not tried: a step before it failed")
     assert (rows["openat2"].status, rows["openat2"].affects) == ("ok", ("image", "mounts"))
     assert not found.enforced
