@@ -30,6 +30,7 @@ pytest_plugins = ["pytester", "tests.inner"]
 collect_ignore = ["parity"]
 
 NOBODY = 65534
+GUEST_PROGRAMS = ("mmdebstrap", "mkfs.ext4", "ssh", "ssh-keygen", "qemu-system-x86_64")
 HERE = Path(__file__).parent
 
 # -- what the host has -------------------------------------------------------------------------------
@@ -97,6 +98,10 @@ class HostTable:
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
             "postgresql": ("PostgreSQL's server is not installed", lambda: pg_ctl() is not None),
             "loop devices": ("losetup(8) can make no loop device of a file", _has_loop_devices),
+            "guests": (
+                "mmdebstrap, mkfs.ext4, ssh or qemu-system-x86_64 is not installed",
+                lambda: all(map(shutil.which, GUEST_PROGRAMS)),
+            ),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }
         self._known: dict[str, bool] = {}

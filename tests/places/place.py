@@ -20,7 +20,7 @@ class Machine(Protocol):
     def run(self, command: str, *, user: str = "root", seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a shell's command as a user; its output as text."""
 
-    def send(self, source: Path, target: str, *names: str) -> None:
+    def send(self, source: Path, target: str) -> None:
         """Copy the files of a directory to one there."""
 
 

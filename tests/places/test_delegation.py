@@ -66,6 +66,7 @@ def seen(guest: Guest, request: pytest.FixtureRequest) -> Any:
     return run
 
 
+@pytest.mark.long
 def test_pytest_stays_where_it_is(seen: Any) -> None:
     """Where its own manager started pytest, a scope is asked for, and pytest itself is not moved."""
     found = seen(
@@ -76,6 +77,7 @@ def test_pytest_stays_where_it_is(seen: Any) -> None:
     assert MODEST in found.output
 
 
+@pytest.mark.long
 def test_a_login_session_is_left_by_pytest(seen: Any) -> None:
     """Of a login session, which is root's, pytest is moved into the scope: its children could not enter it else."""
     found = seen(f"{PYTEST} -s")
@@ -106,6 +108,7 @@ def test_two_runs_in_one_delegated_scope(seen: Any) -> None:
     assert set(found.reports) == {"one.json", "two.json"}
 
 
+@pytest.mark.long
 def test_workers(seen: Any) -> None:
     """Each xdist worker has control groups of its own."""
     found = seen(f"{PYTEST} -n 2 --crate-report=crates.json")
@@ -114,7 +117,7 @@ def test_workers(seen: Any) -> None:
     assert tests["test_it.py::test_too_much"]["crates"][0]["exceeded"] == ["memory"]
 
 
-@pytest.mark.parametrize("prefix", ["", SCOPE])
+@pytest.mark.parametrize("prefix", ["", pytest.param(SCOPE, marks=pytest.mark.long)], ids=["session", "delegated"])
 def test_killed_runs_leave_nothing(seen: Any, prefix: str) -> None:
     """After SIGKILL of pytest nothing is left, wherever the control groups were."""
     script = f"""
@@ -135,6 +138,7 @@ def test_killed_runs_leave_nothing(seen: Any, prefix: str) -> None:
     assert "status 137" in seen(script).output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("parent", "message"),
     [
@@ -150,6 +154,7 @@ def test_configured_parent_that_is_none(seen: Any, parent: str, message: str) ->
     assert "passed" not in found.output.replace("1 passed", "")
 
 
+@pytest.mark.long
 def test_a_limit_beyond_the_outer_one(seen: Any) -> None:
     """More than the scope around pytest allows is refused, with both numbers."""
     found = seen(f"{SCOPE} --property=MemoryMax=60M --property=TasksMax=200 {PYTEST} -k modest")

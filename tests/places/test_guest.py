@@ -102,7 +102,9 @@ def test_newer_kernel(check: Check, newer_guest: Guest, place: Place) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("user.max_user_namespaces", 0, "sudo sysctl -w user.max_user_namespaces=15000"),
+        pytest.param(
+            "user.max_user_namespaces", 0, "sudo sysctl -w user.max_user_namespaces=15000", marks=pytest.mark.long
+        ),
         ("kernel.unprivileged_userns_clone", 0, "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
     ],
 )
