@@ -10,8 +10,8 @@ copyright = author  # noqa: A001  # Sphinx wants this name
 version = release = pytest_crate.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-# parity-results.md is a part of parity.md.
-exclude_patterns = ["_build", "examples", "parity-results.md"]
+# Parts of parity.md and places.md.
+exclude_patterns = ["_build", "examples", "parity-results.md", "places-results.md"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 

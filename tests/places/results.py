@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.places.place import ALL_LIMITS, Place
@@ -25,7 +25,7 @@ def row(place: Place, header: str) -> str:
     return f"| {place.name} | `{header}` | {' | '.join(marks)} | {why} |"
 
 
-def update(path: Path, rows: Mapping[str, str]) -> None:
+def update(path: Path, rows: dict[str, str]) -> None:
     """Write the rows of the places that were visited; others stay as they are, in their order."""
     known: dict[str, str] = {}
     lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()[4:] if path.exists() else []
