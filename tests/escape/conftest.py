@@ -20,6 +20,7 @@ from typing import Protocol
 import pytest
 
 from pytest_crate.sandbox import sandbox
+from tests.conftest import temporary_prefix
 from tests.escape.attempts import ATTEMPTS, EFFECTS
 from tests.escape.decoys import NOBODY, Decoys
 
@@ -68,6 +69,7 @@ CONTROLS = """
 import json, sys
 from pathlib import Path
 import pytest
+from tests.conftest import temporary_prefix
 
 SHARED = Path({shared!r})
 
@@ -215,7 +217,7 @@ def run_here(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
 @contextlib.contextmanager
 def _decoys(owner: int, *, system_python: str = "") -> Iterator[Decoys]:
     # Not in pytest's own temporary directory, which is open to root alone.
-    with tempfile.TemporaryDirectory(prefix="pytest-crate-escape-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix("escape")) as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o755)
         os.chown(directory, owner, owner)
