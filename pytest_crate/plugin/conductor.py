@@ -88,6 +88,7 @@ class Conductor:
             cgroup_version=enforcement.cgroup_version or None,
             cgroup_parent=enforcement.how,
             rootless=enforcement.rootless,
+            user_namespace=enforcement.user_namespace,
             rootfs="overlay",
             not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]

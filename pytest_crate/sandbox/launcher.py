@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import itertools
@@ -31,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_crate.errors import CrateError, HostError, SandboxError
+from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, wire
@@ -47,6 +48,8 @@ _BUILD = "build the crate"
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _PATIENCE_SECONDS = 2.0
+# What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
+_NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
 
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
@@ -522,12 +525,21 @@ def _verify_ready(building: Building) -> None:
 
 
 def _payload_user_namespace() -> int | None:
-    """Make the user namespace of payloads that root starts; None where the host allows none."""
-    with open("/proc/self/uid_map", encoding="ascii") as uids, open("/proc/self/gid_map", encoding="ascii") as gids:
-        maps = identity.whole_id_map(uids.read(), gids.read())
+    """Make the user namespace of payloads that root starts; None where the host allows none.
+
+    :raises SandboxError: it would allow one, and something else stands in the way: a crate is not to be less of one.
+    """
+    step = "make the payloads' user namespace"
+    texts = []
+    for path in ("/proc/self/uid_map", "/proc/self/gid_map"):
+        with libc.os_step(step, "open", path), open(path, encoding="ascii") as file:
+            texts.append(file.read())
+    maps = identity.whole_id_map(texts[0], texts[1])
     try:
         return namespaces.make_user_namespace(*maps)
-    except SandboxError:
+    except SandboxError as error:
+        if error.errno not in _NO_USER_NAMESPACES:
+            raise
         return None
 
 
@@ -620,6 +632,39 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
         os._exit(127)
 
 
+def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidfd: int) -> Launcher | None:
+    """Find out what there is to make crates of, and tell pytest; None if there is nothing to be a launcher with."""
+    with contextlib.ExitStack() as undo:
+        try:
+            mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
+            rootless = not capabilities.read_capabilities().effective & mounting
+            parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=configuration["cgroup_parent"])
+            undo.callback(parent.remove)
+            launcher = Launcher(channel, parent, pytest_pidfd, rootless=rootless)
+        except HostError as error:
+            wire.send(channel, {"error": str(error)})
+            return None
+        except SandboxError as error:
+            wire.send(channel, {"sandbox_error": error.to_json()})
+            return None
+        except OSError as error:
+            step = SandboxError("start the launcher", path=str(error.filename or ""), errno=error.errno)
+            wire.send(channel, {"sandbox_error": step.to_json()})
+            return None
+        wire.send(
+            channel,
+            {
+                "cgroup_version": parent.version,
+                "how": parent.how,
+                "limits": sorted(parent.limits),
+                "rootless": rootless,
+                "user_namespace": rootless or launcher.user_namespace is not None,
+            },
+        )
+        undo.pop_all()
+    return launcher
+
+
 def main() -> None:
     """Be the launcher: configuration in ``argv[1]`` as JSON, the socket on :data:`CONTROL_FD`."""
     configuration = json.loads(sys.argv[1])
@@ -636,24 +681,9 @@ def main() -> None:
         return
     if os.getppid() != configuration["pytest"]:
         return
-    mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
-    rootless = not capabilities.read_capabilities().effective & mounting
-    try:
-        parent = cgroup.find_parent(run_name=cgroup.run_name(), configured=configuration["cgroup_parent"])
-    except CrateError as error:
-        wire.send(channel, {"error": str(error)})
+    launcher = _begin(configuration, channel, pidfd)
+    if launcher is None:
         return
-    launcher = Launcher(channel, parent, pidfd, rootless=rootless)
-    wire.send(
-        channel,
-        {
-            "cgroup_version": parent.version,
-            "how": parent.how,
-            "limits": sorted(parent.limits),
-            "rootless": rootless,
-            "user_namespace": rootless or launcher.user_namespace is not None,
-        },
-    )
     try:
         launcher.serve()
     finally:

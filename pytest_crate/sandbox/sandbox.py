@@ -119,6 +119,9 @@ class Engine:
         if "error" in answer:
             self._forget()
             raise HostError(answer["error"], feature="cgroups")
+        if "sandbox_error" in answer:
+            self._forget()
+            raise SandboxError.from_json(answer["sandbox_error"])
         self._enforcement = Enforcement(
             cgroup_version=answer["cgroup_version"],
             how=answer["how"],
