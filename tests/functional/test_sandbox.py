@@ -310,3 +310,36 @@ def test_output_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> N
     )
     run = run_inner()
     assert run.outcomes() == {"passed": 5}, run.text
+
+
+def test_files_of_the_tests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A program reads what is below pytest's basetemp, as it is now, and writes to it only where a mount lets it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def tool(tmp_path_factory):
+            path = tmp_path_factory.mktemp("built") / "tool"
+            path.write_text("ours")
+            return path
+
+        def test_reads(crate_sandbox, tmp_path):
+            (tmp_path / "late").write_text("x")
+            assert crate_sandbox.run(["cat", str(tmp_path / "late")], check=True).stdout == "x"
+        def test_writes_nothing(crate_sandbox, tmp_path, tool):
+            for path in (tool, tmp_path / "new", tmp_path.parent / "beside"):
+                done = crate_sandbox.run(["sh", "-c", f"echo theirs > {path}"])
+                assert done.returncode != 0 and "Read-only file system" in done.stderr
+            assert tool.read_text() == "ours" and list(tmp_path.iterdir()) == []
+        def test_writes_where_it_may(crate_sandbox_factory, tmp_path, tool):
+            box = crate_sandbox_factory(mounts=[f"{tmp_path}:rw"])
+            assert box.run(["sh", "-c", f"echo out > {tmp_path}/new"]).returncode == 0
+            assert (tmp_path / "new").read_text() == "out\\n"
+            assert box.run(["sh", "-c", f"echo theirs > {tool}"]).returncode != 0
+        @pytest.mark.crate
+        def test_body(tmp_path, tool):
+            (tmp_path / "new").write_text("x")
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 4}
