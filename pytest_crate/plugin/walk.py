@@ -40,6 +40,7 @@ from pytest_crate.plugin.output import ChildOutput
 from pytest_crate.plugin.report_pipe import (
     ATTENDED,
     EXIT_CLOSED,
+    MAX_BROUGHT_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_BYTES,
     NEXT_PHASE,
@@ -408,7 +409,8 @@ class Walk:
         self.item.runtest = self._run_test  # type: ignore[method-assign]
         self._interplay.mirror_starts(self.item)
         if self._interplay.brings_much(self.item):
-            self._frames = wire.FrameReader()
+            most = MAX_BROUGHT_BYTES
+            self._frames = wire.FrameReader(max_frame_bytes=most, max_total_bytes=most + MAX_MESSAGES_BYTES)
 
     def _run_test(self) -> None:
         __tracebackhide__ = True

@@ -41,6 +41,9 @@ from pytest_crate.spec import CrateSpec
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
 
+INIT_KILLED = "the crate's init was killed"
+"""Why nothing can be born in a crate."""
+
 LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
 """The fields of a spec that become limits of a cgroup."""
 
@@ -48,6 +51,8 @@ _BUILD = "build the crate"
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _PATIENCE_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
+_MOST_STOPS = 30
 # What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
 _NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
 
@@ -151,6 +156,7 @@ class Launcher:
         self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
         self.ending: set[int] = set()  # inits that have been killed
+        self.unremoved: list[cgroup.Cgroup] = []  # what could not be removed yet
         self._poll = select.poll()
         self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
             "create": self._create,
@@ -208,17 +214,33 @@ class Launcher:
             if building.deadline <= now:
                 self._told(number, functools.partial(self._give_up, number))
 
-    def _wait_readable(self, descriptor: int, step: str) -> None:
+    def _wait_entered(self, pid: int, descriptor: int, step: str) -> None:
         """Wait for the word of a process that is entering a crate: bounded, and not beyond pytest's end.
+
+        The other crates' time runs meanwhile. Where a program lives already, it may send signals to who enters.
 
         :raises SandboxError: it did not come.
         """
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(self.pytest_pidfd, select.POLLIN)
-        ready = {found for found, _ in poll.poll(_READY_SECONDS * 1e3)}
-        if descriptor not in ready:
-            raise SandboxError(step, detail=_NOT_READY)
+        end = time.monotonic() + _READY_SECONDS
+        stops = 0
+        while time.monotonic() < end:
+            left = self._milliseconds_left()
+            look = _LOOK_SECONDS * 1e3
+            ready = {found for found, _ in poll.poll(look if left is None else min(look, left))}
+            if descriptor in ready:
+                return
+            if ready:
+                break
+            self._kill_late()
+            if _is_stopped(pid):
+                stops += 1
+                if stops > _MOST_STOPS:
+                    raise SandboxError(step, detail="a process in the crate stops it (SIGSTOP) whenever it enters")
+                os.kill(pid, signal.SIGCONT)
+        raise SandboxError(step, detail=_NOT_READY)
 
     def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
         number = message["crate"] if message["request"] == "create" else None
@@ -244,6 +266,9 @@ class Launcher:
             self._reply({**of, "host_error": told})
         except SandboxError as error:
             self._reply({**of, "sandbox_error": error.to_json()})
+        except OSError as error:
+            failed = SandboxError("ask the launcher", path=str(error.filename or ""), errno=error.errno)
+            self._reply({**of, "sandbox_error": failed.to_json()})
         except Exception as error:  # noqa: BLE001 - whatever one request meets, the other crates live on
             self._reply({**of, "sandbox_error": SandboxError("ask the launcher", detail=repr(error)).to_json()})
 
@@ -286,7 +311,7 @@ class Launcher:
             return
         with contextlib.ExitStack() as undo:
             group = self.parent.create(f"{number}")
-            undo.callback(group.remove)
+            undo.callback(self._remove_group, group)
             group.limit(design.limits)
             kinds = {"mnt", "uts", "ipc"}
             if design.network == "none":
@@ -373,16 +398,18 @@ class Launcher:
         )
         self.crates[number] = crate
         own = [] if entry.user_namespace is None else [entry.user_namespace]
-        self._reply(
-            {
-                "of": number,
-                "init": building.init,
-                "cgroup": building.cgroup.to_json(),
-                "kinds": list(handles.others),
-                "deadline": crate.deadline,
-            },
-            [root, handles.pid, *handles.others.values(), *own],
-        )
+        answer = {
+            "of": number,
+            "init": building.init,
+            "cgroup": building.cgroup.to_json(),
+            "kinds": list(handles.others),
+            "deadline": crate.deadline,
+        }
+        try:
+            self._reply(answer, [root, handles.pid, *handles.others.values(), *own])
+        except BaseException:
+            self._remove(number)  # nobody knows it
+            raise
 
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
         crate = self._crate(message)
@@ -391,26 +418,31 @@ class Launcher:
         if crate.timed_out:
             raise SandboxError(step, detail="the crate was killed at its timeout")
         # Closed by a successful exec; before that, it carries the reason of a failed one.
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with libc.os_step(step, "pipe2"):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-            with libc.os_step(f"{step}: fork into the crate", "fork"):
+            try:
                 pid = namespaces.fork_inside(crate.handles)
+            except SandboxError as error:
+                # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+                if error.errno == errno.ENOMEM and _has_ended(crate.init):
+                    raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
+                raise
             if pid == 0:
                 _become_program(program, crate.entry, descriptors[:3], writing)
         finally:
             os.close(writing)
         with open(reading, "rb") as stream:
             try:
-                self._wait_readable(reading, step)
-            except SandboxError:
+                self._wait_entered(pid, reading, step)
+                failure = stream.read()
+            except BaseException:
                 _end(pid)
                 raise
-            failure = stream.read()
         if failure:
             os.waitpid(pid, 0)
             raise SandboxError.from_json(wire.decode(failure))
-        self.programs[pid] = os.dup(descriptors[3])
+        self.programs[pid] = descriptors.pop(3)
         crate.programs.add(pid)
         self._reply({"pid": pid})
 
@@ -452,10 +484,14 @@ class Launcher:
     def _remove(self, number: int) -> None:
         """Remove a crate, or what there is of one that is being made; one that is not there is removed already.
 
-        Nobody waits for an answer: what can't be removed now is removed, or said, at the end.
+        Nobody waits for an answer: what can't be removed now is removed with the next crate, or at the end.
         """
         with contextlib.suppress(SandboxError):
             self._remove_now(number)
+        for group in self.unremoved[:]:
+            with contextlib.suppress(SandboxError):
+                group.remove()
+                self.unremoved.remove(group)
 
     def _remove_now(self, number: int) -> None:
         if number in self.building:
@@ -472,7 +508,13 @@ class Launcher:
             # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
             os.kill(crate.init, signal.SIGKILL)
             self.ending.add(crate.init)
-        crate.cgroup.remove()
+        self._remove_group(crate.cgroup)
+
+    def _remove_group(self, group: cgroup.Cgroup) -> None:
+        try:
+            group.remove()
+        except SandboxError:
+            self.unremoved.append(group)
 
     def _crate(self, message: wire.Message) -> Crate:
         crate = self.crates.get(message["crate"])
@@ -538,9 +580,21 @@ def _payload_user_namespace() -> int | None:
     try:
         return namespaces.make_user_namespace(*maps)
     except SandboxError as error:
-        if error.errno not in _NO_USER_NAMESPACES:
+        # Refused is the clone, or the maps, by a security module.
+        if error.syscall not in ("clone", "write") or error.errno not in _NO_USER_NAMESPACES:
             raise
         return None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a child is stopped by a signal (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "T"
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended; it is still to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _wait_for(pid: int, patience_sec: float | None) -> None:
@@ -568,17 +622,19 @@ def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], 
     init (wait(2), "if the disposition of SIGCHLD is set to SIG_IGN").
     """
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        libc.set_name("crate-init")
-        # Its arguments, the launcher's, are the host's affair.
-        libc.set_title("crate-init")
-        libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        if wire.receive(channel) is None:
-            os._exit(1)
-        os.setsid()
         try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            libc.set_name("crate-init")
+            # Its arguments, the launcher's, are the host's affair.
+            libc.set_title("crate-init")
+            libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+            with libc.os_step("hear from the launcher", "recvmsg"):
+                if wire.receive(channel) is None:
+                    os._exit(1)
+            with libc.os_step("begin a session", "setsid"):
+                os.setsid()
             if "net" in kinds:
                 network.loopback_up()
                 network.add_addresses()
@@ -588,13 +644,18 @@ def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], 
             mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
+            with libc.os_step("tell the launcher", "sendmsg"):
+                wire.send(channel, {"ready": True})
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
-        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
-            wire.send(channel, {"error": SandboxError("build the crate", detail=repr(error)).to_json()})
+        except OSError as error:
+            failed = SandboxError(_BUILD, path=str(error.filename or ""), errno=error.errno)
+            wire.send(channel, {"error": failed.to_json()})
             os._exit(1)
-        wire.send(channel, {"ready": True})
+        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
+            wire.send(channel, {"error": SandboxError(_BUILD, detail=repr(error)).to_json()})
+            os._exit(1)
         os.closerange(0, 1 << 20)
         while True:
             signal.pause()
@@ -609,9 +670,11 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
         try:
             child.hide()
             child.enter(entry)
-            os.setsid()
+            with libc.os_step("begin a session", "setsid"):
+                os.setsid()
             for number, descriptor in enumerate(stdio):
-                os.dup2(descriptor, number)
+                with libc.os_step("give the program its streams", "dup2", str(number)):
+                    os.dup2(descriptor, number)
             if program.terminal:
                 with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -625,6 +688,8 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             error = child.execute(program, entry)
         except SandboxError as failure:
             error = failure
+        except OSError as failure:
+            error = SandboxError(f"run {program.argv[0]}", path=str(failure.filename or ""), errno=failure.errno)
         except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
             error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
         os.write(failing, json.dumps(error.to_json()).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import select
@@ -20,7 +21,7 @@ from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, seccomp
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
-from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
+from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED, LIMIT_FIELDS
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -134,7 +135,7 @@ class Engine:
     def _receive(self) -> tuple[wire.Message, list[int]]:
         try:
             received = wire.receive(cast("socket.socket", self._channel))
-        except (wire.WireError, ConnectionError) as error:
+        except (wire.WireError, OSError) as error:
             received = None
             reason = str(error)
         else:
@@ -200,6 +201,10 @@ class Engine:
         except (BrokenPipeError, ConnectionResetError) as error:
             self._forget()
             raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
+        except OSError as error:
+            # A part of the message may have gone: the stream is of no more use.
+            self._forget()
+            raise SandboxError("ask the launcher", syscall="sendmsg", errno=error.errno) from error
 
     def _next_answer(self, channel: socket.socket, mask: set[int]) -> wire.Message | None:
         """Wait for a message: return an answer to what was asked; keep one on a crate for who wants that."""
@@ -551,8 +556,15 @@ class Sandbox:
         :raises SandboxError: a step is refused, in the parent.
         """
         self.started = time.monotonic_ns()
-        with libc.os_step("fork into the crate", "fork"):
+        try:
             pid = namespaces.fork_inside(self.entry.namespaces)
+        except SandboxError as error:
+            # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
+            if error.errno == errno.ENOMEM:
+                self.verify_alive()
+                if cgroup.Owner.of_process(self.init) is None:
+                    raise SandboxError(error.step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
+            raise
         if pid == 0:
             try:
                 child.enter(self.entry)
