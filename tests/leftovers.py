@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -25,6 +26,8 @@ CGROUPS = "/sys/fs/cgroup"
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib")
 PREFIX = "pytest-crate-"
 
+_OTHERS = re.compile(r"/(tmp|var/tmp|run)/(?!pytest-)")
+
 Family = set[int]
 """The pids of this process and of all that descend from it."""
 
@@ -42,13 +45,14 @@ def _is_others(name: str, family: Family) -> bool:
 
 
 def mounts(_: Family) -> set[str]:
-    """Return all mounts that this process sees: a crate's are in namespaces of their own."""
+    """Return the mounts that this process sees, but for other programs' in the places for what is temporary."""
     found = set()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, kind = line.split(" - ")
         # Of proc_pid_mountinfo(5): the mount's number, what of the file system is mounted, and where.
         words = fields.split()
-        found.add(f"{words[0]} {words[3]} on {words[4]}, {kind}")
+        if not _OTHERS.match(words[4]):
+            found.add(f"{words[0]} {words[3]} on {words[4]}, {kind}")
     return found
 
 
@@ -134,19 +138,31 @@ def locks(family: Family) -> set[str]:
     return {f"{fields[1]} by {fields[4]} of {fields[5]}" for fields in lines if fields[1] != "->" and fields[4] in ours}
 
 
-def stored(root: str) -> set[str]:
-    """Return what is in an image store: images, the names that they are found by, and what is half-extracted."""
-    return {str(path) for pattern in ("*", "*/*", "*/*/*") for path in Path(root).glob(pattern)}
+def stored(root: str, ours: str) -> set[str]:
+    """Return what is in an image store of images whose archive is below a directory."""
+    found = set()
+    for path in Path(root).glob("*/images/*/image.json"):
+        with contextlib.suppress(FileNotFoundError):  # it has been removed
+            if json.loads(path.read_text())["origin"].startswith(f"{ours}/"):
+                found.add(str(path.parent))
+    return found
 
 
 # -- before and after --------------------------------------------------------------------------------
 
 STORE = pytest.StashKey[str]()
-"""On the config: the store of the user who runs the tests. Looked up once: many a test sets another HOME."""
+"""On the config: the image store of the user who runs the tests."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Looked up once: many a test sets another HOME.
     config.stash[STORE] = default_store_root(os.environ)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> tuple[str, str]:
+    """The image store of the user who runs the tests, and where the tests make images of their own."""
+    return pytestconfig.stash[STORE], str(tmp_path_factory.getbasetemp())
 
 
 KINDS: Mapping[str, Callable[[Family], set[str]]] = {
@@ -160,15 +176,15 @@ KINDS: Mapping[str, Callable[[Family], set[str]]] = {
 }
 
 
-def what_is_there(store: str) -> dict[str, set[str]]:
+def what_is_there(places: tuple[str, str]) -> dict[str, set[str]]:
     """Return all that a test could leave behind, by kind."""
     family = {os.getpid(), *descendants()}
-    return {**{kind: look(family) for kind, look in KINDS.items()}, "image in the user's store": stored(store)}
+    return {**{kind: look(family) for kind, look in KINDS.items()}, "image in the user's store": stored(*places)}
 
 
-def what_is_new(store: str, before: Mapping[str, set[str]]) -> list[str]:
+def what_is_new(places: tuple[str, str], before: Mapping[str, set[str]]) -> list[str]:
     """Return what is there now and was not before, in words."""
-    now = what_is_there(store)
+    now = what_is_there(places)
     return [f"{kind}: {each}" for kind in now for each in sorted(now[kind] - before[kind])]
 
 
@@ -181,21 +197,20 @@ def _reap_orphans(known: set[int]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest, places: tuple[str, str]) -> Iterator[None]:
     """After each test: no new mount, control group, process, namespace, descriptor, temporary file, lock or image."""
     if WITHOUT_KERNEL & set(request.node.path.parts):
         yield
         return
-    store = request.config.stash[STORE]
     known = descendants()
-    before = what_is_there(store)
+    before = what_is_there(places)
     libc.prctl("adopt orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             _reap_orphans(known)
-            left = what_is_new(store, before)
+            left = what_is_new(places, before)
             if not left or time.monotonic() > end:
                 break
             time.sleep(0.02)

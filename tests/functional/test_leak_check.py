@@ -19,7 +19,7 @@ pytestmark = pytest.mark.needs("root")
 ROOT = Path(__file__).parents[2]
 
 LEAKING = """
-import fcntl, os, subprocess, sys
+import fcntl, json, os, subprocess, sys
 from pathlib import Path
 import pytest
 from pytest_crate.kernel import cgroup
@@ -81,8 +81,10 @@ def test_temporary_file():
 def test_lock(file):
     fcntl.flock(file, fcntl.LOCK_EX)
 
-def test_image():
-    Path(os.environ["XDG_CACHE_HOME"], "pytest-crate/v1-root/images/sha256-0").mkdir(parents=True)
+def test_image(tmp_path):
+    image = Path(os.environ["XDG_CACHE_HOME"], "pytest-crate/v1-root/images/sha256-0")
+    image.mkdir(parents=True)
+    (image / "image.json").write_text(json.dumps({"origin": f"{tmp_path}/image.tar"}))
 """
 
 LEAKS = {
