@@ -56,8 +56,8 @@ def mounts(_: Family) -> set[str]:
     return found
 
 
-def cgroups(family: Family) -> set[str]:
-    """Return the control groups of runs of pytest-crate, wherever, without those of runs that are not ours to judge."""
+def cgroups(family: Family | None) -> set[str]:
+    """Return the control groups of runs of pytest-crate, wherever; those of other runs only if there is no family."""
     found: set[str] = set()
     pending = [CGROUPS]
     while pending:
@@ -71,7 +71,7 @@ def cgroups(family: Family) -> set[str]:
                             found.add(entry.path)
                         elif entry.is_dir(follow_symlinks=False):
                             pending.append(entry.path)
-    return {path for path in found if not _is_others(os.path.basename(path), family)}
+    return {path for path in found if family is None or not _is_others(os.path.basename(path), family)}
 
 
 def leftover_cgroups() -> set[str]:
@@ -122,13 +122,16 @@ def _target(link: str) -> str:
         return ""
 
 
-def temporary_files(family: Family) -> set[str]:
-    """Return what pytest-crate, or a test of its own, has put into the places for what is temporary."""
+def temporary_files(family: Family | None) -> set[str]:
+    """Return what pytest-crate, or a test of its own, has put into the places for what is temporary.
+
+    That of other runs, only if there is no family.
+    """
     found: set[str] = set()
     for place in TEMPORARY:
         with contextlib.suppress(OSError):
             found.update(f"{place}/{name}" for name in os.listdir(place) if name.startswith(PREFIX))
-    return {path for path in found if not _is_others(os.path.basename(path), family)}
+    return {path for path in found if family is None or not _is_others(os.path.basename(path), family)}
 
 
 def locks(family: Family) -> set[str]:
@@ -182,6 +185,11 @@ def what_is_there(places: tuple[str, str]) -> dict[str, set[str]]:
     return {**{kind: look(family) for kind, look in KINDS.items()}, "image in the user's store": stored(*places)}
 
 
+def what_was_there(places: tuple[str, str]) -> dict[str, set[str]]:
+    """Return the same, and what other runs have: they may end, and leave it, before the test does."""
+    return {**what_is_there(places), "control group": cgroups(None), "temporary file": temporary_files(None)}
+
+
 def what_is_new(places: tuple[str, str], before: Mapping[str, set[str]]) -> list[str]:
     """Return what is there now and was not before, in words."""
     now = what_is_there(places)
@@ -203,7 +211,7 @@ def nothing_left(request: pytest.FixtureRequest, places: tuple[str, str]) -> Ite
         yield
         return
     known = descendants()
-    before = what_is_there(places)
+    before = what_was_there(places)
     libc.prctl("adopt orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield

@@ -115,8 +115,7 @@ def fork_inside(handles: NamespaceHandles) -> int:
     try:
         libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
         try:
-            with libc.os_step("fork into the crate", "fork"):
-                pid = _fork()
+            pid = _fork()
         finally:
             if pid != 0:
                 _return_to(own, pid)
@@ -152,7 +151,12 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     reading, writing = os.pipe()
-    first = _fork()
+    try:
+        first = _fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
     if first == 0:
         try:
             os.close(reading)

@@ -274,7 +274,7 @@ class Launcher:
 
     def _reply(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         # pytest may be gone; the loop then finds the socket closed.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with libc.os_step("answer pytest", "sendmsg"), contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(self.channel, message, descriptors)
 
     def _reap(self) -> None:
@@ -349,7 +349,7 @@ class Launcher:
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
         # The handshake: init waits for its maps, and learns that the launcher is alive after having asked for a
         # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, the end of its stream says so.
-        with contextlib.suppress(BrokenPipeError):
+        with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
 
@@ -422,7 +422,8 @@ class Launcher:
             reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                pid = namespaces.fork_inside(crate.handles)
+                with libc.os_step(f"{step}: fork into the crate", "fork"):
+                    pid = namespaces.fork_inside(crate.handles)
             except SandboxError as error:
                 # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
                 if error.errno == errno.ENOMEM and _has_ended(crate.init):

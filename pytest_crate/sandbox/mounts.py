@@ -233,6 +233,7 @@ class Overlay(Operation):
         lower = shop.source(self.lower)
         with libc.os_step(step, "stat", self.lower):
             status = os.stat(lower)
+        with libc.os_step(step, "mkdir", upper):
             os.mkdir(upper)
             os.mkdir(work)
         # The overlay's own root shows the upper directory's owner and mode.

@@ -96,7 +96,8 @@ class Engine:
             self._forget()  # a suite ended every child process of pytest's
         if self._channel is not None:
             return self._channel
-        ours, theirs = socket.socketpair()
+        with libc.os_step("start the launcher", "socketpair"):
+            ours, theirs = socket.socketpair()
         configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent}
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
@@ -557,7 +558,8 @@ class Sandbox:
         """
         self.started = time.monotonic_ns()
         try:
-            pid = namespaces.fork_inside(self.entry.namespaces)
+            with libc.os_step("fork into the crate", "fork"):
+                pid = namespaces.fork_inside(self.entry.namespaces)
         except SandboxError as error:
             # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
             if error.errno == errno.ENOMEM:

@@ -232,7 +232,8 @@ def run_faulted(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.M
         from tests.faults import inside  # noqa: PLC0415 - not while pytest collects its plugins
 
         fixture = ", crate_sandbox" if what == "program" else ""
-        source = INNER.format(keys=keys, what=what, fixture=fixture, shared=shared, outside=inside.namespaces())
+        outside = {**inside.namespaces(), "place": str(pytester.path.parent)}
+        source = INNER.format(keys=keys, what=what, fixture=fixture, shared=shared, outside=outside)
         pytester.makepyfile(test_inner=source)
         pytester.makeconftest(INNER_CONFTEST)
         pytester.makeini(f"[pytest]\ncrate_image_store = {tmp_path}/store\n")

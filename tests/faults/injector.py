@@ -196,4 +196,9 @@ def install_everywhere(plan: Path, log: Path) -> Injector:
     added += "; from tests.faults import injector; from pathlib import Path"
     added += f"; injector.install(Path({str(plan)!r}), Path({str(log)!r}))"
     sandbox._LAUNCH = launch.removesuffix("; main()") + f"; {added}; main()"  # noqa: SLF001
-    return install(plan, log)
+    injector = install(plan, log)
+    from pytest_crate.plugin.walk import Walk  # noqa: PLC0415 - not in the launcher, which knows no pytest
+
+    for stage, name in (("walk", "_enter_crate"), ("mirror", "_await")):
+        setattr(Walk, name, _counted(injector, stage, getattr(Walk, name)))
+    return injector

@@ -23,14 +23,14 @@ def _text(path: str) -> str:
         return file.read()
 
 
-def _mounts() -> list[str]:
+def _mounts(place: str) -> list[str]:
     # Without what differs from one crate to the next: numbers of mounts and devices, directories of the private layer.
     found = []
     for line in _text("/proc/self/mountinfo").splitlines():
         fields, kind = line.split(" - ")
         words = fields.split()
         # What other programs of the machine have put there may be gone in the next crate.
-        if words[4].startswith(("/tmp/", "/var/tmp/", "/run/", "/dev/shm")) and "/pytest-of-" not in words[4]:
+        if words[4].startswith(("/tmp/", "/var/tmp/", "/run/", "/dev/shm")) and not words[4].startswith(place):
             continue
         found.append(f"{words[4]} {words[5]} {kind.split()[0]}")
     return sorted(found)
@@ -61,7 +61,7 @@ def _refused() -> dict[str, str]:
 def look(outside: Mapping[str, str]) -> dict[str, object]:
     """Return what there is to see of the confinement.
 
-    :param outside: :func:`namespaces` as pytest is in them.
+    :param outside: :func:`namespaces` as pytest is in them, and the ``place`` of the test's own files.
     """
     status = dict(line.split(":\t", 1) for line in _text("/proc/self/status").splitlines() if ":\t" in line)
     here = namespaces()
@@ -75,7 +75,7 @@ def look(outside: Mapping[str, str]) -> dict[str, object]:
         "uid_map": _text("/proc/self/uid_map").split(),
         "own namespaces": sorted(kind for kind in KINDS if here[kind] != outside[kind]),
         "cgroup": sorted({line.split(":", 2)[2] for line in _text("/proc/self/cgroup").splitlines()}),
-        "mounts": _mounts(),
+        "mounts": _mounts(outside["place"]),
         "devices": sorted(os.listdir("/dev")),
         "network": sorted(line.split(":")[0].strip() for line in _text("/proc/net/dev").splitlines()[2:]),
         "bound": reachable,

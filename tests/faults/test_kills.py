@@ -212,7 +212,7 @@ def test_random_kills(
 ) -> None:
     """No pass without a body that has come to its end, every test has its outcome, and nothing is left of any run."""
     kills = pytestconfig.getoption("--faults-kills")
-    before = leftovers.what_is_there(places)
+    before = leftovers.what_was_there(places)
     counted: Counter[str] = Counter()
     hit: Counter[str] = Counter()
     for number, plan in enumerate(make_plans(thoroughness.seed, kills)):
