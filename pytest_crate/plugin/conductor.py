@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_crate.errors import CrateError, HostError
+from pytest_crate.errors import CrateError
 from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.interplay import HOME, Interplay
@@ -78,8 +78,8 @@ class Conductor:
     def pytest_report_collectionfinish(self) -> str | None:
         try:
             return self._header()
-        except HostError as error:
-            return f"crate: {error}"
+        except CrateError as error:
+            return f"crate: {error}"  # each crate will meet it again
 
     def _header(self) -> str:
         enforcement = self.crates.enforcement

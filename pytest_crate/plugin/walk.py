@@ -201,8 +201,8 @@ class Walk:
         except BaseException:
             if not self._mirroring:
                 private.forget_teardown(self.item)
-                if not self.in_child:
-                    self.end()
+            if not self.in_child:
+                self.end()
             raise
         if here:
             self.item.setup()

@@ -420,23 +420,18 @@ class Launcher:
         # Closed by a successful exec; before that, it carries the reason of a failed one.
         with libc.os_step(step, "pipe2"):
             reading, writing = os.pipe2(os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as ours:
+            ours.callback(os.close, reading)
             try:
-                with libc.os_step(f"{step}: fork into the crate", "fork"):
-                    pid = namespaces.fork_inside(crate.handles)
-            except SandboxError as error:
-                # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-                if error.errno == errno.ENOMEM and _has_ended(crate.init):
-                    raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
-                raise
-            if pid == 0:
-                _become_program(program, crate.entry, descriptors[:3], writing)
-        finally:
-            os.close(writing)
-        with open(reading, "rb") as stream:
+                pid = self._fork_inside(crate, step)
+                if pid == 0:
+                    _become_program(program, crate.entry, descriptors[:3], writing)
+            finally:
+                os.close(writing)
             try:
                 self._wait_entered(pid, reading, step)
-                failure = stream.read()
+                with libc.os_step(step, "read"):
+                    failure = _read_whole(reading)
             except BaseException:
                 _end(pid)
                 raise
@@ -446,6 +441,18 @@ class Launcher:
         self.programs[pid] = descriptors.pop(3)
         crate.programs.add(pid)
         self._reply({"pid": pid})
+
+    @staticmethod
+    def _fork_inside(crate: Crate, step: str) -> int:
+        """Fork a child into a crate's PID namespace; return 0 in the child."""
+        try:
+            with libc.os_step(f"{step}: fork into the crate", "fork"):
+                return namespaces.fork_inside(crate.handles)
+        except SandboxError as error:
+            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+            if error.errno == errno.ENOMEM and _has_ended(crate.init):
+                raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
+            raise
 
     def _signal(self, message: wire.Message, _: list[int]) -> None:
         # Only the parent can signal a pid without the risk of hitting a later process of that number.
@@ -554,8 +561,11 @@ def _verify_ready(building: Building) -> None:
     :raises SandboxError: it is not ready; with the reason.
     """
     try:
-        received = wire.receive(building.channel)
-    except ConnectionResetError:  # it ended with our word unread
+        with libc.os_step("hear from the crate's init", "recvmsg"):
+            received = wire.receive(building.channel)
+    except SandboxError as error:
+        if error.errno != errno.ECONNRESET:  # it ended with our word unread
+            raise
         received = None
     if received is None:
         status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
@@ -585,6 +595,13 @@ def _payload_user_namespace() -> int | None:
         if error.syscall not in ("clone", "write") or error.errno not in _NO_USER_NAMESPACES:
             raise
         return None
+
+
+def _read_whole(descriptor: int) -> bytes:
+    data = b""
+    while chunk := os.read(descriptor, 1 << 16):
+        data += chunk
+    return data
 
 
 def _is_stopped(pid: int) -> bool:

@@ -82,13 +82,14 @@ class Engine:
 
     @property
     def enforcement(self) -> Enforcement:
-        """What enforces crates here; starts the launcher.
+        """What enforces crates here; starts the launcher if it has not been asked before.
 
         :raises SandboxError: the launcher can't be started.
         :raises HostError: the configured cgroup parent can't be used.
         """
         with self._lock:
-            self._start()
+            if self._enforcement is None:
+                self._start()
             return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
