@@ -149,6 +149,7 @@ class Launcher:
         self.pytest_pidfd = pytest_pidfd
         self.parent = parent
         self.rootless = rootless
+        self.own_pidfd = os.pidfd_open(os.getpid())
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
         self.design: Design | None = None
@@ -341,14 +342,13 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(design, inits, kinds, rootless=self.rootless)
+                _become_init(design, inits, kinds, launcher=self.own_pidfd, rootless=self.rootless)
         undo.callback(_end, pid)
         if self.rootless:
             uid, gid = os.geteuid(), os.getegid()
             inside = (0, 0) if design.as_root else (uid, gid)
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
-        # The handshake: init waits for its maps, and learns that the launcher is alive after having asked for a
-        # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, the end of its stream says so.
+        # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
@@ -481,13 +481,13 @@ class Launcher:
         """
         if crate.ended:
             return
-        crate.ended = True
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
         for pid in crate.programs & self.programs.keys():
             self._reap_program(pid, 0)
-        _wait_for(crate.init, patience_sec)
+        # While pytest lives: its own children, such as a body, it may have yet to reap.
+        crate.ended = _wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
 
     def _remove(self, number: int) -> None:
         """Remove a crate, or what there is of one that is being made; one that is not there is removed already.
@@ -597,6 +597,13 @@ def _payload_user_namespace() -> int | None:
         return None
 
 
+def _ended(pidfd: int) -> bool:
+    """Return whether a process has ended (pidfd_open(2): its descriptor is readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _read_whole(descriptor: int) -> bytes:
     data = b""
     while chunk := os.read(descriptor, 1 << 16):
@@ -615,14 +622,22 @@ def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _wait_for(pid: int, patience_sec: float | None) -> None:
-    """Wait for the end of a child; not longer than so many seconds."""
+def _wait_for(pid: int, patience_sec: float | None, *, while_alive: int | None = None) -> bool:
+    """Wait for the end of a child; return whether it came.
+
+    :param patience_sec: not longer than so many seconds; None for as long as it takes.
+    :param while_alive: with such patience, not longer than this process lives, by its pidfd.
+    """
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if poll.poll(None if patience_sec is None else patience_sec * 1e3):
+        if patience_sec is None and while_alive is not None:
+            poll.register(while_alive, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(None if patience_sec is None else patience_sec * 1e3)}
+        if pidfd in ready:
             os.waitpid(pid, 0)
+        return pidfd in ready
     finally:
         os.close(pidfd)
 
@@ -633,7 +648,9 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], *, rootless: bool) -> None:
+def _become_init(
+    design: Design, channel: socket.socket, kinds: frozenset[str], *, launcher: int, rootless: bool
+) -> None:
     """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
 
     Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
@@ -648,6 +665,10 @@ def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], 
             # Its arguments, the launcher's, are the host's affair.
             libc.set_title("crate-init")
             libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+            # A signal that is asked for when its sender has ended never comes (prctl(2), PR_SET_PDEATHSIG), whose word
+            # to go on may be waiting; and getppid(2) knows nobody outside of the own PID namespace.
+            if _ended(launcher):
+                os._exit(1)
             with libc.os_step("hear from the launcher", "recvmsg"):
                 if wire.receive(channel) is None:
                     os._exit(1)

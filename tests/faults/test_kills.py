@@ -72,7 +72,8 @@ def pytest_runtest_logreport(report):
 TOLD = {
     "launcher": r"launcher|it ended",
     "init": r"SIGKILL|init was killed|init ended",
-    "payload": r"SIGKILL|status -9",
+    # The last where it was a process of the test's own, which looks after it.
+    "payload": r"SIGKILL|returncode: -9",
 }
 
 
@@ -250,3 +251,36 @@ def nothing_left(run: Run, places: tuple[str, str], before: dict[str, set[str]])
         assert time.monotonic() < end, f"{run.plan}, {run.hit}: {left}"
         time.sleep(0.01)
     assert os.listdir(run.directory / "temporary") == []
+
+
+SLOW_INIT = """
+from pytest_crate.sandbox import sandbox
+assert sandbox._LAUNCH.endswith("; main()")
+slow = "from pytest_crate.kernel import libc; import time; name = libc.set_title"
+slow += "; libc.set_title = lambda title: (open({begun!r}, 'w').close(), time.sleep(1), name(title)); main()"
+sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + slow
+"""
+
+
+def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: tuple[str, str]) -> None:
+    """An init whose launcher has ended before it could ask for a signal at that ends, too, although the word to go on is
+    waiting already."""
+    before = leftovers.what_was_there(places)
+    run = Run(tmp_path / "run", Plan(kills=(), from_start=True))
+    begun = run.directory / "begun"
+    with (run.directory / "conftest.py").open("a") as conftest:
+        conftest.write(SLOW_INIT.format(begun=str(begun)))
+    process = run.start()
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not begun.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the word to go on is sent at once
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert "crate-launcher" in [each.name() for each in family]
+    for each in [psutil.Process(process.pid), *(each for each in family if each.name() == "crate-launcher")][::-1]:
+        if each.ppid() in (process.pid, os.getpid()):  # init has its launcher's name still
+            each.kill()
+    process.communicate()
+    run.hit.append("pytest and launcher")
+    (run.directory / "conftest.py").write_text("")
+    nothing_left(run, places, before)
