@@ -83,7 +83,7 @@ def pytest_runtest_setup(item):
     before = PLANS[max(0, number_of(item.nodeid) - 1)]
     if {plan.get("stage"), before.get("stage")} & {"launch", "start"}:
         engine._forget()  # the launcher's beginning is to fail, or to be a good one again
-    tell(plan)
+    tell({**plan, "test": number_of(item.nodeid)})
 
 def pytest_runtest_logreport(report):
     keep = {"number": number_of(report.nodeid), "when": report.when, "outcome": report.outcome,

@@ -94,8 +94,8 @@ class Injector:
         try:
             self.count += 1
             hit = self.fault.get("stage") == self.stage and self.fault.get("number") == self.count
-            line = json.dumps({"stage": self.stage, "number": self.count, "call": name, "what": what, "hit": hit})
-            _write(self.log, f"{line}\n".encode())
+            line = {"stage": self.stage, "number": self.count, "call": name, "what": what, "hit": hit}
+            _write(self.log, f"{json.dumps({**line, 'test': self.fault.get('test')})}\n".encode())
             return int(self.fault["errno"]) if hit else 0
         finally:
             self.busy = False

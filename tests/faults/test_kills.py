@@ -263,8 +263,7 @@ sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + slow
 
 
 def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: tuple[str, str]) -> None:
-    """An init whose launcher has ended before it could ask for a signal at that ends, too, although the word to go on is
-    waiting already."""
+    """An init whose launcher was killed before it asked for a signal at that ends, though the word to go on waits."""
     before = leftovers.what_was_there(places)
     run = Run(tmp_path / "run", Plan(kills=(), from_start=True))
     begun = run.directory / "begun"
