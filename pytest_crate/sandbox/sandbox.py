@@ -104,7 +104,8 @@ class Engine:
         argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
         # posix_spawn doesn't copy pytest's page tables: its cost doesn't grow with pytest's memory.
         # A session of its own keeps the terminal's signals away.
-        with theirs, libc.os_step("start the launcher", "posix_spawn", sys.executable):
+        with contextlib.ExitStack() as undo, theirs, libc.os_step("start the launcher", "posix_spawn", sys.executable):
+            undo.callback(ours.close)
             self._pid = os.posix_spawn(
                 sys.executable,
                 argv,
@@ -117,6 +118,7 @@ class Engine:
                 setsid=True,
                 setsigmask=(),
             )
+            undo.pop_all()
         self._channel = ours
         answer, _ = self._receive()
         if "error" in answer:
