@@ -93,7 +93,7 @@ class Engine:
             return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
-        if self._channel is not None and _hung_up(self._channel):
+        if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # a suite ended every child process of pytest's
         if self._channel is not None:
             return self._channel
@@ -135,6 +135,14 @@ class Engine:
             user_namespace=answer["user_namespace"],
         )
         return ours
+
+    def _has_ended(self, channel: socket.socket) -> bool:
+        """Return whether the launcher has ended: its socket may be open in an init that it has just forked."""
+        try:
+            ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # a test suite that waits for any child
+            ended = None
+        return ended is not None or _hung_up(channel)
 
     def _receive(self) -> tuple[wire.Message, list[int]]:
         try:
@@ -195,7 +203,7 @@ class Engine:
 
     def _verify_alive(self, launcher: int) -> socket.socket:
         # A new launcher knows nothing of another's crates.
-        if self._channel is None or self._pid != launcher or _hung_up(self._channel):
+        if self._channel is None or self._pid != launcher or self._has_ended(self._channel):
             raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
         return self._channel
 
@@ -278,7 +286,7 @@ class Engine:
 
     def _take_prepared(self, design: _Design) -> int | None:
         """Return the number of the crate prepared if it is what is asked for now; None, and none prepared, if not."""
-        if self._channel is not None and _hung_up(self._channel):
+        if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # and with the launcher what it has prepared
         prepared = self._prepared
         if prepared is None:
