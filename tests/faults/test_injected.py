@@ -70,8 +70,8 @@ def complaints(each: Faulted, normal: dict[str, Any] | None) -> list[str]:
         found.append("it doesn't say which error it was")
     name, _, what = each.call.partition("(")
     what = what.rstrip(")")
-    words = (name, what, os.path.basename(what) or name, "build the crate's root: ", "start the launcher: ")
-    if not any(word in each.text for word in words):
+    steps = ("build the crate's root: ", "start the launcher: ", "cannot read it: ")
+    if not any(word in each.text for word in (name, what, os.path.basename(what) or name, *steps)):
         found.append("it says neither which call failed nor on what")
     return found
 
