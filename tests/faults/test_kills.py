@@ -89,18 +89,16 @@ class Plan:
         return any(target == "worker" for target, _ in self.kills)
 
 
-def make_plans(seed: int, count: int) -> Iterator[Plan]:
-    """Make the plans of so many kills."""
+def make_plans(seed: int) -> Iterator[Plan]:
+    """Make plans without end; one that comes too late for its process kills none."""
     source = random.Random(seed)
-    while count > 0:
+    while True:
         kind = source.choice(["pytest", "pytest and launcher", "worker", "inside", "inside", "inside"])
         if kind == "inside":
-            kills = [(source.choice(["launcher", "init", "payload"]), source.uniform(0, 1.5)) for _ in range(5)]
+            kills = [(source.choice(["launcher", "init", "payload"]), source.uniform(0, 1.2)) for _ in range(5)]
         else:
-            kills = [(kind, source.uniform(0, 2.0))]
-        kills = sorted(kills[:count], key=lambda kill: kill[1])
-        count -= len(kills)
-        yield Plan(kills=tuple(kills), from_start=source.random() < 0.2)
+            kills = [(kind, source.uniform(0, 1.2))]
+        yield Plan(kills=tuple(sorted(kills, key=lambda kill: kill[1])), from_start=source.random() < 0.2)
 
 
 class Run:
@@ -216,7 +214,9 @@ def test_random_kills(
     before = leftovers.what_was_there(places)
     counted: Counter[str] = Counter()
     hit: Counter[str] = Counter()
-    for number, plan in enumerate(make_plans(thoroughness.seed, kills)):
+    plans = make_plans(thoroughness.seed)
+    while sum(hit.values()) < kills:
+        number, plan = len(list(tmp_path.iterdir())), next(plans)
         run = Run(tmp_path / str(number), plan)
         printed = run.do()
         counted += verify(run, printed)
@@ -224,7 +224,6 @@ def test_random_kills(
         nothing_left(run, places, before)
         told(run)
     print(f"{sum(hit.values())} kills: {dict(hit)}; tests: {dict(counted)}")
-    assert sum(hit.values()) >= 0.5 * kills  # the others came too late
 
 
 def told(run: Run) -> None:
