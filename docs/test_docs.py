@@ -118,3 +118,31 @@ def test_every_way_out_is_told():
     ]
     told = re.findall(r"^\| `(\w+)` \|", PAGES["security.md"].partition("## What is tried")[2], re.MULTILINE)
     assert told == [key.value for key in protections.keys]
+
+
+FAULTS = [line.split("|")[1:-1] for line in PAGES["faults.md"].splitlines() if line.startswith("| ")][1:]
+
+
+@pytest.mark.parametrize("row", FAULTS, ids=lambda row: row[0].strip()[:40])
+def test_every_fault_has_tests(row):
+    """Each row of the table of faults says what is seen, and names tests that are there."""
+    fault, seen, tests = (part.strip() for part in row)
+    named = re.findall(r"`([^`]+)`", tests)
+    assert fault
+    assert seen
+    assert named
+    for each in named:
+        test_every_test_named_exists(each)
+
+
+def test_every_test_of_a_fault_is_told():
+    """The table of faults names each test of tests/faults."""
+    told = set(re.findall(r"`(tests/[^`]+)`", PAGES["faults.md"]))
+    there = {
+        f"tests/faults/{path.name}::{node.name}"
+        for path in (DOCS.parent / "tests" / "faults").glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert there
+    assert there - told == set()

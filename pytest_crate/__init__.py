@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_crate.sandbox.program import CompletedRun as CompletedRun
     from pytest_crate.sandbox.program import CratePopen as CratePopen
     from pytest_crate.sandbox.program import CrateSandbox as CrateSandbox
+    from pytest_crate.sandbox.program import OutputTooLong as OutputTooLong
     from pytest_crate.sandbox.program import ProgramFailed as ProgramFailed
     from pytest_crate.spec import CrateSpec as CrateSpec
     from pytest_crate.spec import Mount as Mount
@@ -35,6 +36,7 @@ _HOMES = {
     "HostError": "errors",
     "ImageError": "errors",
     "Mount": "spec",
+    "OutputTooLong": "sandbox.program",
     "ProgramFailed": "sandbox.program",
     "SandboxError": "errors",
     "SpecError": "errors",

@@ -1,4 +1,4 @@
-"""What tests of the whole need of the host, and the check that they leave nothing behind on it."""
+"""What tests of the whole need of the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,17 +20,16 @@ import psutil
 import pytest
 
 import pytest_crate
-from pytest_crate.kernel import cgroup, hierarchies, libc
+from pytest_crate.kernel import hierarchies
 from pytest_crate.kernel.cgroup import CgroupOffer
 from pytest_crate.sandbox.sandbox import Engine
 
-pytest_plugins = ["pytester", "tests.inner"]
+pytest_plugins = ["pytester", "tests.inner", "tests.leftovers"]
 # Other people's suites are a run of their own: tox -e parity, tox -e parity-short.
 collect_ignore = ["parity"]
 
 NOBODY = 65534
 GUEST_PROGRAMS = ("mmdebstrap", "mkfs.ext4", "ssh", "ssh-keygen", "qemu-system-x86_64")
-HERE = Path(__file__).parent
 
 # -- what the host has -------------------------------------------------------------------------------
 
@@ -94,6 +92,8 @@ class HostTable:
             "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
             "zstd program": ("zstd(1) is not installed", lambda: shutil.which("zstd") is not None),
             "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
+            "capsh": ("capsh(1), of Debian's libcap2-bin, is not installed", lambda: shutil.which("capsh") is not None),
+            "strace": ("strace(1) is not installed", lambda: shutil.which("strace") is not None),
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),
             "postgresql": ("PostgreSQL's server is not installed", lambda: pg_ctl() is not None),
@@ -240,7 +240,7 @@ def interpreter_for_everyone(needs: Callable[..., None]) -> str:
 @pytest.fixture(scope="session")
 def packages_for_everyone() -> Iterator[Path]:
     """A directory that any user may read with what a run of pytest in crates imports: ours may be where only we may."""
-    with tempfile.TemporaryDirectory(prefix="pytest-crate-packages-") as name:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix("packages")) as name:
         directory = Path(name)
         directory.chmod(0o755)
         for distribution in "pytest pluggy psutil filelock iniconfig packaging pygments".split():
@@ -251,6 +251,11 @@ def packages_for_everyone() -> Iterator[Path]:
         source = Path(pytest_crate.__file__).parent
         shutil.copytree(source, directory / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         yield directory
+
+
+def temporary_prefix(what: str) -> str:
+    """Return how the name of a temporary directory of the tests' own begins: with the process whose it is."""
+    return f"pytest-crate-{os.getpid()}-{what}-"
 
 
 # -- real root filesystems ---------------------------------------------------------------------------
@@ -287,78 +292,3 @@ def debian_image(needs: Callable[..., None], tests_cache: Path) -> Path:
                 _lacks(f"mmdebstrap could not make an image: {done.stderr[-2000:]}")
             partial.rename(image)
     return image
-
-
-# -- what is left behind -----------------------------------------------------------------------------
-
-
-def leftover_cgroups() -> set[str]:
-    """Return the control groups of runs of pytest-crate, without those of runs that are not ours to judge."""
-    found: set[str] = set()
-    ours = {os.getpid(), *descendants()}
-    for directory in own_cgroups(1, 2):
-        for path in Path(directory).glob("pytest-crate*"):
-            owner = cgroup.Owner.from_name(path.name)
-            # Another pytest on this machine may make crates at the same time; a dead one's are leftovers.
-            alive = owner is not None and cgroup.Owner.of_process(owner.pid) == owner
-            if owner is None or not alive or owner.pid in ours:
-                found.add(str(path))
-    return found
-
-
-def crate_mounts() -> set[str]:
-    """Return the mounts of ours that this process sees: none, for a crate's are in namespaces of their own."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line for line in lines if line.rpartition(" - ")[2].split()[1] == "crate"}
-
-
-def descendants() -> set[int]:
-    """Return the pids of all processes that descend from this one; orphans do, as it is their subreaper."""
-    return {process.pid for process in psutil.Process().children(recursive=True)}
-
-
-def open_files() -> set[tuple[int, str]]:
-    """Return the open descriptors of this process, and what each refers to."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
-        except FileNotFoundError:  # the listing's own descriptor
-            continue
-    return found
-
-
-def _reap_orphans(known: set[int]) -> None:
-    for pid in descendants() - known:
-        try:
-            os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            continue  # a child's child, or reaped by subprocess meanwhile
-
-
-def _what_is_there() -> set[object]:
-    return {*crate_mounts(), *leftover_cgroups(), *descendants(), *open_files()}
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test against the real kernel: no new mount, control group, process or descriptor of ours."""
-    if not {"e2e", "escape", "functional", "features", "interplay"} & set(request.node.path.relative_to(HERE).parts):
-        yield
-        return
-    before = _what_is_there()
-    known = descendants()
-    libc.prctl("adopt orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-        end = time.monotonic() + 10
-        while True:
-            _reap_orphans(known)
-            left = _what_is_there() - before
-            # What ends by itself, such as a launcher whose pytest was killed, may take a moment.
-            if not left or time.monotonic() > end:
-                break
-            time.sleep(0.02)
-    finally:
-        libc.prctl("adopt no more orphans", libc.PR_SET_CHILD_SUBREAPER, 0)
-    assert left == set()

@@ -63,7 +63,10 @@ class ArchiveFile:
     def _open(self) -> io.FileIO:
         # O_NONBLOCK: opening a FIFO would wait for a writer.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "neither a file nor a directory", self.path)
+            return io.FileIO(descriptor)
+        except BaseException:
             os.close(descriptor)
-            raise OSError(errno.EINVAL, "neither a file nor a directory", self.path)
-        return io.FileIO(descriptor)
+            raise

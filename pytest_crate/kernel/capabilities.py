@@ -116,7 +116,7 @@ def limit_bounding_set(keep: frozenset[int], last: int = _MAX_CAPABILITY) -> Non
                 syscall="prctl",
                 path=f"PR_CAPBSET_DROP {number}",
                 errno=error.errno,
-                detail="it takes CAP_SETPCAP",
+                detail="it takes CAP_SETPCAP" if error.errno == errno.EPERM else "",
             ) from None
 
 

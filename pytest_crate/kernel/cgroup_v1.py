@@ -185,8 +185,14 @@ class CgroupV1:
 
         :raises SandboxError: a process is in it, after :data:`~pytest_crate.kernel.cgroupfs.PATIENCE_SEC`.
         """
+        refusals = []
         for directory in self._unique():
-            remove_directory(directory)
+            try:
+                remove_directory(directory)
+            except SandboxError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
 
     def _number(self, controller: str, name: str) -> int | None:
         directory = self._directories.get(controller)

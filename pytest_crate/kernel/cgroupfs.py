@@ -398,7 +398,7 @@ class Owner:
 
     @classmethod
     def of_process(cls, pid: int, *, proc_root: str = "/proc") -> Owner | None:
-        """Return the owner that a process is, or None if there is no such process.
+        """Return the owner that a process is, or None if there is no such process, or it has ended and is a zombie.
 
         :raises SandboxError: procfs can't be read.
         """
@@ -412,6 +412,9 @@ class Owner:
             return None
         # The command's name is in parentheses and may itself hold spaces and parentheses.
         fields = stat[stat.rindex(")") + 2 :].split()
+        # A container whose pid 1 reaps nobody keeps them for ever.
+        if fields[0] in ("Z", "X"):
+            return None
         with libc.os_step("find the pid namespace", "stat", f"{proc_root}/self/ns/pid"):
             pid_namespace = os.stat(f"{proc_root}/self/ns/pid").st_ino
         return cls(pid=pid, start_ticks=int(fields[19]), pid_namespace=pid_namespace)

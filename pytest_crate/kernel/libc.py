@@ -240,7 +240,8 @@ def set_title(title: str) -> None:
     Where the byte before the end of the arguments isn't 0, the kernel shows what stands at their beginning, up to the
     first 0 (proc(5), cmdline; fs/proc/base.c, get_mm_cmdline).
     """
-    with open("/proc/self/stat", encoding="utf-8", errors="replace") as stat:
+    path = "/proc/self/stat"
+    with os_step("name the process", "open", path), open(path, encoding="utf-8", errors="replace") as stat:
         fields = stat.read().rpartition(")")[2].split()
     # proc(5) counts from 1, and what precedes are two of its fields: arg_start is 48, arg_end 49.
     start, end = int(fields[48 - 3]), int(fields[49 - 3])

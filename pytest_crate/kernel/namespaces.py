@@ -70,16 +70,21 @@ class NamespaceHandles:
 
     @classmethod
     def of_process(cls, pid: int, kinds: frozenset[str]) -> NamespaceHandles:
-        """Open the namespaces that a process lives in (namespaces(7), /proc/pid/ns)."""
-        with libc.os_step("open the crate's namespaces", "open"):
-            return cls(
-                pid=os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
-                others={
-                    kind: os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-                    for kind in KINDS
-                    if kind in kinds
-                },
-            )
+        """Open the namespaces that a process lives in (namespaces(7), /proc/pid/ns).
+
+        :raises SandboxError: one can't be opened.
+        """
+        opened: dict[str, int] = {}
+        try:
+            for kind in ("pid", *(kind for kind in KINDS if kind in kinds)):
+                path = f"/proc/{pid}/ns/{kind}"
+                with libc.os_step("open the crate's namespaces", "open", path):
+                    opened[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            for descriptor in opened.values():
+                os.close(descriptor)
+            raise
+        return cls(pid=opened.pop("pid"), others=opened)
 
     def enter(self, *, skip: frozenset[str] = frozenset()) -> None:
         """Move the calling, single-threaded process into all of them but the PID namespace."""
@@ -104,7 +109,8 @@ def fork_inside(handles: NamespaceHandles) -> int:
     if "user" in handles.others:
         return _fork_inside_rootless(handles)
     # setns(2) with CLONE_NEWPID acts on the calling thread's later children only, not on itself.
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    with libc.os_step("fork into the crate", "open", "/proc/self/ns/pid"):
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     pid = -1
     try:
         libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
@@ -112,10 +118,24 @@ def fork_inside(handles: NamespaceHandles) -> int:
             pid = _fork()
         finally:
             if pid != 0:
-                libc.setns("return to the own PID namespace", own, libc.CLONE_NEWPID, "pid")
+                _return_to(own, pid)
     finally:
         os.close(own)
     return pid
+
+
+def _return_to(own: int, pid: int) -> None:
+    """Let later children be born in the own PID namespace again; where that fails, end the one that was just born."""
+    try:
+        libc.setns("return to the own PID namespace", own, libc.CLONE_NEWPID, "pid")
+    except SandboxError:
+        if pid > 0:
+            # Nobody will know it: while it is not reaped, the crate's init can't end (pid_namespaces(7)).
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        # The crate's namespace would soon be dead, and the process unable to fork.
+        libc.setns("return to the own PID namespace", own, libc.CLONE_NEWPID, "pid")
+        raise
 
 
 def _fork() -> int:
@@ -131,7 +151,12 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     reading, writing = os.pipe()
-    first = _fork()
+    try:
+        first = _fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
     if first == 0:
         try:
             os.close(reading)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_crate.errors import CrateError, HostError
+from pytest_crate.errors import CrateError
 from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.interplay import HOME, Interplay
@@ -78,8 +78,8 @@ class Conductor:
     def pytest_report_collectionfinish(self) -> str | None:
         try:
             return self._header()
-        except HostError as error:
-            return f"crate: {error}"
+        except CrateError as error:
+            return f"crate: {error}"  # each crate will meet it again
 
     def _header(self) -> str:
         enforcement = self.crates.enforcement
@@ -88,6 +88,7 @@ class Conductor:
             cgroup_version=enforcement.cgroups.version or None,
             cgroup_parent=enforcement.cgroups.how,
             rootless=enforcement.rootless,
+            user_namespace=enforcement.user_namespace,
             rootfs="overlay",
             not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.cgroups.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]

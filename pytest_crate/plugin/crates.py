@@ -100,14 +100,14 @@ class Crates:
         return self._plan(spec, view)
 
     def _plan_program(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
-        """Return the mount operations for programs, which may be hostile: without pytest's cache.
+        """Return the mount operations for programs, which may be hostile: what tests share is theirs to read only.
 
-        pytest writes to its files by name, and would follow the symbolic link that one of them may have become.
+        pytest writes to its cache's files by name, and would follow the symbolic link that one of them may have become;
+        below basetemp are other tests' files, and what a wider fixture has built there is run outside of crates.
         """
-        cache = self._cache_directory()
         view = self._view()
-        writable = tuple(path for path in view.writable if path != cache)
-        return self._plan_of(spec, dataclasses.replace(view, writable=writable))
+        readable = tuple(path for path in view.writable if path == self._basetemp)
+        return self._plan_of(spec, dataclasses.replace(view, writable=(), readable=readable))
 
     def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
         if not rootfs.is_all_in_view(view):

@@ -24,6 +24,9 @@ MAX_MESSAGE_BYTES = 8 << 20
 MAX_MESSAGES_BYTES = 28 << 20
 """What all messages of one test may take: pytest keeps them, or most of them. It is enough for 15,000 subtests."""
 
+MAX_BROUGHT_BYTES = 128 << 20
+"""What a message may take where a plugin brings much home: coverage of a million branches, attachments."""
+
 _SHORT_BYTES = 1 << 18
 
 

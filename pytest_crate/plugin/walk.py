@@ -32,6 +32,7 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import libc
 from pytest_crate.plugin import keyboard, private, raised, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
@@ -40,6 +41,7 @@ from pytest_crate.plugin.output import ChildOutput
 from pytest_crate.plugin.report_pipe import (
     ATTENDED,
     EXIT_CLOSED,
+    MAX_BROUGHT_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_BYTES,
     NEXT_PHASE,
@@ -199,6 +201,8 @@ class Walk:
         except BaseException:
             if not self._mirroring:
                 private.forget_teardown(self.item)
+            if not self.in_child:
+                self.end()
             raise
         if here:
             self.item.setup()
@@ -220,33 +224,45 @@ class Walk:
             here = os.getcwd()
         except FileNotFoundError:  # a test before this one removed it
             here = str(self.item.config.rootpath)
-        self._channel, sending = os.pipe2(os.O_CLOEXEC)
-        # The mirror keeps both ends, so that writing is no error when the child has gone.
-        self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
-        self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
-        self._interplay.before_fork(self.item)
-        _flush(self.item.config)
-        if self._output is not None:
-            self._output.before_fork()
-        # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
-        # its thread (faulthandler.c).
-        private.dump_stacks_in_time(self.item.config, here=False)
-        # Objects alive now are never collected in the child: a collection would touch, and so copy,
-        # every page that holds one (gc.freeze, Python 3.7).
-        gc.freeze()
-        # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the child.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._body = sandbox.fork(lambda error: _die(sending, error))
-        except SandboxError as error:
-            self._after_fork(mask, sending, stacks)
-            raise CrateFailed(f"the crate could not be entered: {error}") from None
+        with contextlib.ExitStack() as ours:
+            # What is done here, if not in the child, whatever happens: in reverse order.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            ours.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            try:
+                self._channel, sending = os.pipe2(os.O_CLOEXEC)
+                ours.callback(os.close, sending)
+                # The mirror keeps both ends, so that writing is no error when the child has gone.
+                self._awaited, self._step = os.pipe2(os.O_CLOEXEC)
+                self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
+                ours.callback(os.close, stacks)
+            except OSError as error:
+                raise CrateFailed(f"crate: open the pipes to the test's process: pipe2: {error}") from None
+            self._interplay.before_fork(self.item)
+            _flush(self.item.config)
+            if self._output is not None:
+                self._output.before_fork()
+            # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
+            # its thread (faulthandler.c).
+            private.dump_stacks_in_time(self.item.config, here=False)
+            # Objects alive now are never collected in the child: a collection would touch, and so copy,
+            # every page that holds one (gc.freeze, Python 3.7).
+            gc.freeze()
+            ours.callback(gc.unfreeze)
+            # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the
+            # child.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._body = sandbox.fork(lambda error: _die(sending, error))
+                if self._body:
+                    self._become_mirror()
+            except SandboxError as error:
+                raise CrateFailed(f"the crate could not be entered: {error}") from None
+            if self._body == 0:
+                ours.pop_all()
         if self._body == 0:
             self._become_child(sandbox, sending, stacks, here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return True
-        self._become_mirror()
-        self._after_fork(mask, sending, stacks)
         if self._output is not None:
             self._output.in_mirror()
         # While the child is at work, and pytest waits.
@@ -263,13 +279,6 @@ class Walk:
         if policy == "error":
             raise CrateFailed(f"{message} (crate_fork_check = error)")
         warnings.warn(CrateForkWarning(message), stacklevel=1)
-
-    @staticmethod
-    def _after_fork(mask: Iterable[int], *childs: int) -> None:
-        gc.unfreeze()
-        for descriptor in childs:
-            os.close(descriptor)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def abandon(self) -> None:
         """In the mirror: the protocol was broken off; give the child the time to tear down what it has set up."""
@@ -399,8 +408,9 @@ class Walk:
     # -- the mirror ------------------------------------------------------------------------------
 
     def _become_mirror(self) -> None:
+        with libc.os_step("watch the test's process", "pidfd_open"):
+            self._pidfd = os.pidfd_open(self._body)
         self._mirroring = True
-        self._pidfd = os.pidfd_open(self._body)
         if self.spec.timeout_usec is not None:
             self._deadline = time.monotonic() + self.spec.timeout_usec / 1e6
         # The item's own teardown is the child's. It is on the stack already.
@@ -408,7 +418,8 @@ class Walk:
         self.item.runtest = self._run_test  # type: ignore[method-assign]
         self._interplay.mirror_starts(self.item)
         if self._interplay.brings_much(self.item):
-            self._frames = wire.FrameReader()
+            most = MAX_BROUGHT_BYTES
+            self._frames = wire.FrameReader(max_frame_bytes=most, max_total_bytes=most + MAX_MESSAGES_BYTES)
 
     def _run_test(self) -> None:
         __tracebackhide__ = True
@@ -827,7 +838,8 @@ class Walk:
         if self.result is not None:
             return self.result.exit
         if self._body:
-            while not _readable(self._pidfd, self._left()):
+            # Without it, it has just been killed.
+            while self._pidfd >= 0 and not _readable(self._pidfd, self._left()):
                 self._exceeded.append("timeout")
                 self._deadline = None
                 self._crate.kill()

@@ -23,6 +23,7 @@ def header_line(
     not_enforced: Sequence[str] = (),
     unsupported: Literal["fail", "skip", "run"] = "fail",
     off: bool = False,
+    user_namespace: bool = True,
 ) -> str:
     """Return a line such as ``crate: cgroup v2 (systemd scope), rootless, overlay, kernel 6.8``.
 
@@ -33,6 +34,7 @@ def header_line(
     :param not_enforced: what this host can't enforce, such as ``["cpus", "pids"]``.
     :param unsupported: the policy for tests that need what it can't enforce.
     :param off: ``--crate-off`` was given.
+    :param user_namespace: what runs in crates is in a user namespace.
     """
     if off:
         return "crate: OFF (--crate-off): marked tests run UNSANDBOXED, no limit is enforced"
@@ -40,7 +42,8 @@ def header_line(
     if cgroup_version is not None and cgroup_parent:
         cgroup = f"{cgroup} ({cgroup_parent})"
     release = re.match(r"\d+\.\d+", kernel_release)
-    parts = [cgroup, "rootless" if rootless else "root", rootfs, f"kernel {release[0] if release else kernel_release}"]
+    who = "rootless" if rootless else "root" if user_namespace else "root WITHOUT a user namespace"
+    parts = [cgroup, who, rootfs, f"kernel {release[0] if release else kernel_release}"]
     line = f"crate: {', '.join(part for part in parts if part)}"
     if not_enforced:
         line = f"{line}; NOT enforced: {', '.join(not_enforced)} ({_UNSUPPORTED[unsupported]})"

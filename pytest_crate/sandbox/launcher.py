@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import itertools
@@ -31,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_crate.errors import CrateError, HostError, SandboxError
+from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, wire
@@ -40,6 +41,9 @@ from pytest_crate.spec import CrateSpec
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
 
+INIT_KILLED = "the crate's init was killed"
+"""Why nothing can be born in a crate."""
+
 LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
 """The fields of a spec that become limits of a cgroup."""
 
@@ -47,6 +51,10 @@ _BUILD = "build the crate"
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _PATIENCE_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
+_MOST_STOPS = 30
+# What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
+_NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
 
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
@@ -141,6 +149,7 @@ class Launcher:
         self.pytest_pidfd = pytest_pidfd
         self.parent = parent
         self.rootless = rootless
+        self.own_pidfd = os.pidfd_open(os.getpid())
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
         self.design: Design | None = None
@@ -148,6 +157,7 @@ class Launcher:
         self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
         self.ending: set[int] = set()  # inits that have been killed
+        self.unremoved: list[cgroup.Cgroup] = []  # what could not be removed yet
         self._poll = select.poll()
         self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
             "create": self._create,
@@ -205,17 +215,33 @@ class Launcher:
             if building.deadline <= now:
                 self._told(number, functools.partial(self._give_up, number))
 
-    def _wait_readable(self, descriptor: int, step: str) -> None:
+    def _wait_entered(self, pid: int, descriptor: int, step: str) -> None:
         """Wait for the word of a process that is entering a crate: bounded, and not beyond pytest's end.
+
+        The other crates' time runs meanwhile. Where a program lives already, it may send signals to who enters.
 
         :raises SandboxError: it did not come.
         """
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(self.pytest_pidfd, select.POLLIN)
-        ready = {found for found, _ in poll.poll(_READY_SECONDS * 1e3)}
-        if descriptor not in ready:
-            raise SandboxError(step, detail=_NOT_READY)
+        end = time.monotonic() + _READY_SECONDS
+        stops = 0
+        while time.monotonic() < end:
+            left = self._milliseconds_left()
+            look = _LOOK_SECONDS * 1e3
+            ready = {found for found, _ in poll.poll(look if left is None else min(look, left))}
+            if descriptor in ready:
+                return
+            if ready:
+                break
+            self._kill_late()
+            if _is_stopped(pid):
+                stops += 1
+                if stops > _MOST_STOPS:
+                    raise SandboxError(step, detail="a process in the crate stops it (SIGSTOP) whenever it enters")
+                os.kill(pid, signal.SIGCONT)
+        raise SandboxError(step, detail=_NOT_READY)
 
     def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
         number = message["crate"] if message["request"] == "create" else None
@@ -241,12 +267,15 @@ class Launcher:
             self._reply({**of, "host_error": told})
         except SandboxError as error:
             self._reply({**of, "sandbox_error": error.to_json()})
+        except OSError as error:
+            failed = SandboxError("ask the launcher", path=str(error.filename or ""), errno=error.errno)
+            self._reply({**of, "sandbox_error": failed.to_json()})
         except Exception as error:  # noqa: BLE001 - whatever one request meets, the other crates live on
             self._reply({**of, "sandbox_error": SandboxError("ask the launcher", detail=repr(error)).to_json()})
 
     def _reply(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         # pytest may be gone; the loop then finds the socket closed.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with libc.os_step("answer pytest", "sendmsg"), contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(self.channel, message, descriptors)
 
     def _reap(self) -> None:
@@ -283,7 +312,7 @@ class Launcher:
             return
         with contextlib.ExitStack() as undo:
             group = self.parent.create(f"{number}")
-            undo.callback(group.remove)
+            undo.callback(self._remove_group, group)
             group.limit(design.limits)
             kinds = {"mnt", "uts", "ipc"}
             if design.network == "none":
@@ -313,15 +342,14 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(design, inits, kinds, rootless=self.rootless)
+                _become_init(design, inits, kinds, launcher=self.own_pidfd, rootless=self.rootless)
         undo.callback(_end, pid)
         if self.rootless:
             uid, gid = os.geteuid(), os.getegid()
             inside = (0, 0) if design.as_root else (uid, gid)
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
-        # The handshake: init waits for its maps, and learns that the launcher is alive after having asked for a
-        # signal at its death (prctl(2), PR_SET_PDEATHSIG). If it is dead itself, the end of its stream says so.
-        with contextlib.suppress(BrokenPipeError):
+        # Init waits for its maps. If it is dead itself, the end of its stream says so.
+        with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
 
@@ -370,16 +398,18 @@ class Launcher:
         )
         self.crates[number] = crate
         own = [] if entry.user_namespace is None else [entry.user_namespace]
-        self._reply(
-            {
-                "of": number,
-                "init": building.init,
-                "cgroup": building.cgroup.to_json(),
-                "kinds": list(handles.others),
-                "deadline": crate.deadline,
-            },
-            [root, handles.pid, *handles.others.values(), *own],
-        )
+        answer = {
+            "of": number,
+            "init": building.init,
+            "cgroup": building.cgroup.to_json(),
+            "kinds": list(handles.others),
+            "deadline": crate.deadline,
+        }
+        try:
+            self._reply(answer, [root, handles.pid, *handles.others.values(), *own])
+        except BaseException:
+            self._remove(number)  # nobody knows it
+            raise
 
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
         crate = self._crate(message)
@@ -388,28 +418,41 @@ class Launcher:
         if crate.timed_out:
             raise SandboxError(step, detail="the crate was killed at its timeout")
         # Closed by a successful exec; before that, it carries the reason of a failed one.
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        try:
-            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-            with libc.os_step(f"{step}: fork into the crate", "fork"):
-                pid = namespaces.fork_inside(crate.handles)
-            if pid == 0:
-                _become_program(program, crate.entry, descriptors[:3], writing)
-        finally:
-            os.close(writing)
-        with open(reading, "rb") as stream:
+        with libc.os_step(step, "pipe2"):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as ours:
+            ours.callback(os.close, reading)
             try:
-                self._wait_readable(reading, step)
-            except SandboxError:
+                pid = self._fork_inside(crate, step)
+                if pid == 0:
+                    _become_program(program, crate.entry, descriptors[:3], writing)
+            finally:
+                os.close(writing)
+            try:
+                self._wait_entered(pid, reading, step)
+                with libc.os_step(step, "read"):
+                    failure = _read_whole(reading)
+            except BaseException:
                 _end(pid)
                 raise
-            failure = stream.read()
         if failure:
             os.waitpid(pid, 0)
             raise SandboxError.from_json(wire.decode(failure))
-        self.programs[pid] = os.dup(descriptors[3])
+        self.programs[pid] = descriptors.pop(3)
         crate.programs.add(pid)
         self._reply({"pid": pid})
+
+    @staticmethod
+    def _fork_inside(crate: Crate, step: str) -> int:
+        """Fork a child into a crate's PID namespace; return 0 in the child."""
+        try:
+            with libc.os_step(f"{step}: fork into the crate", "fork"):
+                return namespaces.fork_inside(crate.handles)
+        except SandboxError as error:
+            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+            if error.errno == errno.ENOMEM and _has_ended(crate.init):
+                raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
+            raise
 
     def _signal(self, message: wire.Message, _: list[int]) -> None:
         # Only the parent can signal a pid without the risk of hitting a later process of that number.
@@ -438,21 +481,25 @@ class Launcher:
         """
         if crate.ended:
             return
-        crate.ended = True
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
         for pid in crate.programs & self.programs.keys():
             self._reap_program(pid, 0)
-        _wait_for(crate.init, patience_sec)
+        # While pytest lives: its own children, such as a body, it may have yet to reap.
+        crate.ended = _wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
 
     def _remove(self, number: int) -> None:
         """Remove a crate, or what there is of one that is being made; one that is not there is removed already.
 
-        Nobody waits for an answer: what can't be removed now is removed, or said, at the end.
+        Nobody waits for an answer: what can't be removed now is removed with the next crate, or at the end.
         """
         with contextlib.suppress(SandboxError):
             self._remove_now(number)
+        for group in self.unremoved[:]:
+            with contextlib.suppress(SandboxError):
+                group.remove()
+                self.unremoved.remove(group)
 
     def _remove_now(self, number: int) -> None:
         if number in self.building:
@@ -469,7 +516,13 @@ class Launcher:
             # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
             os.kill(crate.init, signal.SIGKILL)
             self.ending.add(crate.init)
-        crate.cgroup.remove()
+        self._remove_group(crate.cgroup)
+
+    def _remove_group(self, group: cgroup.Cgroup) -> None:
+        try:
+            group.remove()
+        except SandboxError:
+            self.unremoved.append(group)
 
     def _crate(self, message: wire.Message) -> Crate:
         crate = self.crates.get(message["crate"])
@@ -508,8 +561,11 @@ def _verify_ready(building: Building) -> None:
     :raises SandboxError: it is not ready; with the reason.
     """
     try:
-        received = wire.receive(building.channel)
-    except ConnectionResetError:  # it ended with our word unread
+        with libc.os_step("hear from the crate's init", "recvmsg"):
+            received = wire.receive(building.channel)
+    except SandboxError as error:
+        if error.errno != errno.ECONNRESET:  # it ended with our word unread
+            raise
         received = None
     if received is None:
         status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
@@ -522,23 +578,66 @@ def _verify_ready(building: Building) -> None:
 
 
 def _payload_user_namespace() -> int | None:
-    """Make the user namespace of payloads that root starts; None where the host allows none."""
-    with open("/proc/self/uid_map", encoding="ascii") as uids, open("/proc/self/gid_map", encoding="ascii") as gids:
-        maps = identity.whole_id_map(uids.read(), gids.read())
+    """Make the user namespace of payloads that root starts; None where the host allows none.
+
+    :raises SandboxError: it would allow one, and something else stands in the way: a crate is not to be less of one.
+    """
+    step = "make the payloads' user namespace"
+    texts = []
+    for path in ("/proc/self/uid_map", "/proc/self/gid_map"):
+        with libc.os_step(step, "open", path), open(path, encoding="ascii") as file:
+            texts.append(file.read())
+    maps = identity.whole_id_map(texts[0], texts[1])
     try:
         return namespaces.make_user_namespace(*maps)
-    except SandboxError:
+    except SandboxError as error:
+        # Refused is the clone, or the maps, by a security module.
+        if error.syscall not in ("clone", "write") or error.errno not in _NO_USER_NAMESPACES:
+            raise
         return None
 
 
-def _wait_for(pid: int, patience_sec: float | None) -> None:
-    """Wait for the end of a child; not longer than so many seconds."""
+def _ended(pidfd: int) -> bool:
+    """Return whether a process has ended (pidfd_open(2): its descriptor is readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _read_whole(descriptor: int) -> bytes:
+    data = b""
+    while chunk := os.read(descriptor, 1 << 16):
+        data += chunk
+    return data
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a child is stopped by a signal (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "T"
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended; it is still to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _wait_for(pid: int, patience_sec: float | None, *, while_alive: int | None = None) -> bool:
+    """Wait for the end of a child; return whether it came.
+
+    :param patience_sec: not longer than so many seconds; None for as long as it takes.
+    :param while_alive: with such patience, not longer than this process lives, by its pidfd.
+    """
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if poll.poll(None if patience_sec is None else patience_sec * 1e3):
+        if patience_sec is None and while_alive is not None:
+            poll.register(while_alive, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(None if patience_sec is None else patience_sec * 1e3)}
+        if pidfd in ready:
             os.waitpid(pid, 0)
+        return pidfd in ready
     finally:
         os.close(pidfd)
 
@@ -549,24 +648,32 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], *, rootless: bool) -> None:
+def _become_init(
+    design: Design, channel: socket.socket, kinds: frozenset[str], *, launcher: int, rootless: bool
+) -> None:
     """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
 
     Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
     init (wait(2), "if the disposition of SIGCHLD is set to SIG_IGN").
     """
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        libc.set_name("crate-init")
-        # Its arguments, the launcher's, are the host's affair.
-        libc.set_title("crate-init")
-        libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        if wire.receive(channel) is None:
-            os._exit(1)
-        os.setsid()
         try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            libc.set_name("crate-init")
+            # Its arguments, the launcher's, are the host's affair.
+            libc.set_title("crate-init")
+            libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+            # A signal that is asked for when its sender has ended never comes (prctl(2), PR_SET_PDEATHSIG), whose word
+            # to go on may be waiting; and getppid(2) knows nobody outside of the own PID namespace.
+            if _ended(launcher):
+                os._exit(1)
+            with libc.os_step("hear from the launcher", "recvmsg"):
+                if wire.receive(channel) is None:
+                    os._exit(1)
+            with libc.os_step("begin a session", "setsid"):
+                os.setsid()
             if "net" in kinds:
                 network.loopback_up()
                 network.add_addresses()
@@ -576,13 +683,18 @@ def _become_init(design: Design, channel: socket.socket, kinds: frozenset[str], 
             mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
+            with libc.os_step("tell the launcher", "sendmsg"):
+                wire.send(channel, {"ready": True})
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
-        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
-            wire.send(channel, {"error": SandboxError("build the crate", detail=repr(error)).to_json()})
+        except OSError as error:
+            failed = SandboxError(_BUILD, path=str(error.filename or ""), errno=error.errno)
+            wire.send(channel, {"error": failed.to_json()})
             os._exit(1)
-        wire.send(channel, {"ready": True})
+        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
+            wire.send(channel, {"error": SandboxError(_BUILD, detail=repr(error)).to_json()})
+            os._exit(1)
         os.closerange(0, 1 << 20)
         while True:
             signal.pause()
@@ -597,9 +709,11 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
         try:
             child.hide()
             child.enter(entry)
-            os.setsid()
+            with libc.os_step("begin a session", "setsid"):
+                os.setsid()
             for number, descriptor in enumerate(stdio):
-                os.dup2(descriptor, number)
+                with libc.os_step("give the program its streams", "dup2", str(number)):
+                    os.dup2(descriptor, number)
             if program.terminal:
                 with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -613,11 +727,48 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             error = child.execute(program, entry)
         except SandboxError as failure:
             error = failure
+        except OSError as failure:
+            error = SandboxError(f"run {program.argv[0]}", path=str(failure.filename or ""), errno=failure.errno)
         except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
             error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
         os.write(failing, json.dumps(error.to_json()).encode())
     finally:
         os._exit(127)
+
+
+def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidfd: int) -> Launcher | None:
+    """Find out what there is to make crates of, and tell pytest; None if there is nothing to be a launcher with."""
+    with contextlib.ExitStack() as undo:
+        try:
+            mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
+            rootless = not capabilities.read_capabilities().effective & mounting
+            parent = cgroup.find_parent(
+                run_name=cgroup.run_name(),
+                configured=configuration["cgroup_parent"],
+                entering=[configuration["pytest"]],
+            )
+            undo.callback(parent.remove)
+            launcher = Launcher(channel, parent, pytest_pidfd, rootless=rootless)
+        except HostError as error:
+            wire.send(channel, {"error": str(error)})
+            return None
+        except SandboxError as error:
+            wire.send(channel, {"sandbox_error": error.to_json()})
+            return None
+        except OSError as error:
+            step = SandboxError("start the launcher", path=str(error.filename or ""), errno=error.errno)
+            wire.send(channel, {"sandbox_error": step.to_json()})
+            return None
+        wire.send(
+            channel,
+            {
+                "cgroups": cgroup.CgroupOffer.of(parent).to_json(),
+                "rootless": rootless,
+                "user_namespace": rootless or launcher.user_namespace is not None,
+            },
+        )
+        undo.pop_all()
+    return launcher
 
 
 def main() -> None:
@@ -636,24 +787,9 @@ def main() -> None:
         return
     if os.getppid() != configuration["pytest"]:
         return
-    mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
-    rootless = not capabilities.read_capabilities().effective & mounting
-    try:
-        parent = cgroup.find_parent(
-            run_name=cgroup.run_name(), configured=configuration["cgroup_parent"], entering=[configuration["pytest"]]
-        )
-    except CrateError as error:
-        wire.send(channel, {"error": str(error)})
+    launcher = _begin(configuration, channel, pidfd)
+    if launcher is None:
         return
-    launcher = Launcher(channel, parent, pidfd, rootless=rootless)
-    wire.send(
-        channel,
-        {
-            "cgroups": cgroup.CgroupOffer.of(parent).to_json(),
-            "rootless": rootless,
-            "user_namespace": rootless or launcher.user_namespace is not None,
-        },
-    )
     try:
         launcher.serve()
     finally:

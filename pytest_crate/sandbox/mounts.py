@@ -233,6 +233,7 @@ class Overlay(Operation):
         lower = shop.source(self.lower)
         with libc.os_step(step, "stat", self.lower):
             status = os.stat(lower)
+        with libc.os_step(step, "mkdir", upper):
             os.mkdir(upper)
             os.mkdir(work)
         # The overlay's own root shows the upper directory's owner and mode.
@@ -664,7 +665,9 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
     try:
         with _named_when_full(size_bytes):
             for operation in operations:
-                operation.perform(shop)
+                # For what has no step of its own.
+                with libc.os_step(f"build the crate's root: {' '.join(operation.describe().split())}", ""):
+                    operation.perform(shop)
     finally:
         shop.close()
     step = "enter the new root"

@@ -27,11 +27,12 @@ from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.environment import program_environment
 from pytest_crate.sandbox.sandbox import NOTHING_YET, Sandbox
-from pytest_crate.spec import CrateSpec
+from pytest_crate.spec import CrateSpec, format_size, parse_size
 from pytest_crate.usage import Usage
 
 _PIPE_BYTES = 2 << 20  # more than two pipes hold (pipe(7): 64 KiB each, or fs.pipe-max-size, 1 MiB)
 _TAIL_BYTES = 16 << 10
+_MAX_OUTPUT = "32m"
 _HEAD_BYTES = 256
 # The longest of one wait: poll(2) takes an int of milliseconds. Who waits longer waits again.
 _LONGEST_WAIT_SEC = 86_400.0
@@ -53,6 +54,18 @@ class ProgramNotFound(SandboxError):
         self.syscall = "execve"
         self.path = argument
         self.errno = errno.ENOENT
+
+
+class OutputTooLong(SandboxError):
+    """A program wrote more than ``max_output``, and was killed: what it wrote is not known as a whole.
+
+    :ivar stdout: the last of what was read of its standard output, as bytes; likewise ``stderr``.
+    """
+
+    def __init__(self, argument: str, most_bytes: int, stdout: bytes, stderr: bytes) -> None:
+        self.stdout, self.stderr = stdout, stderr
+        told = f"it wrote more than max_output={format_size(most_bytes)} and was killed; give run() a larger max_output"
+        super().__init__(f"run {argument}", detail=f"{told}, or have the program write to a file")
 
 
 class ProgramFailed(subprocess.CalledProcessError):
@@ -200,16 +213,31 @@ class CratePopen:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
         return self.returncode
 
-    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002
+    def communicate(
+        self,
+        input: Any = None,  # noqa: A002 - as in subprocess
+        timeout: float | None = None,
+        *,
+        max_output: str | int | None = None,
+    ) -> tuple[Any, Any]:
         """Send input, read standard output and error until the program has ended, and return them.
 
         Unlike :mod:`subprocess`, it does not wait for what a daemon left behind may write later.
 
+        :param max_output: the most that may be written to both, a size such as ``"64m"``; None for no limit.
         :raises subprocess.TimeoutExpired: it still runs after so many seconds; the exception has what it wrote.
+        :raises OutputTooLong: it wrote more, and has been killed.
         """
+        most_bytes = _most_bytes(max_output)
         found = {name: bytearray() for name in ("stdout", "stderr")}
         try:
-            self._exchange(_to_bytes(input), found, _deadline(timeout))
+            self._exchange(_to_bytes(input), found, _deadline(timeout), most_bytes)
+        except OverflowError:
+            self.kill_group()
+            self._close_streams()
+            self.wait()
+            tails = (bytes(found[name][-_TAIL_BYTES:]) for name in ("stdout", "stderr"))
+            raise OutputTooLong(self.args[0], most_bytes or 0, *tails) from None
         except TimeoutError:
             raise subprocess.TimeoutExpired(
                 list(self.args), timeout or 0.0, bytes(found["stdout"]), bytes(found["stderr"])
@@ -217,7 +245,7 @@ class CratePopen:
         self._close_streams()
         return self._result(self.stdout, found["stdout"]), self._result(self.stderr, found["stderr"])
 
-    def _exchange(self, data: bytes, found: Mapping[str, bytearray], end: float | None) -> None:
+    def _exchange(self, data: bytes, found: Mapping[str, bytearray], end: float | None, most_bytes: int | None) -> None:
         with selectors.DefaultSelector() as selector:
             pending = memoryview(data)
             if self.stdin is not None and not self.stdin.closed:
@@ -263,6 +291,8 @@ class CratePopen:
                     else:
                         chunk = os.read(key.fd, 1 << 16)
                         found[key.data].extend(chunk)
+                        if most_bytes is not None and sum(map(len, found.values())) > most_bytes:
+                            raise OverflowError
                         if ended:
                             rest -= len(chunk)
                         if not chunk:
@@ -323,6 +353,16 @@ def _deadline(timeout: float | None) -> float | None:
     if math.isnan(timeout):
         raise ValueError("timeout must be a number of seconds or None, not NaN")
     return time.monotonic() + timeout
+
+
+def _most_bytes(max_output: str | int | None) -> int | None:
+    """Return the bytes of a ``max_output``."""
+    if max_output is None:
+        return None
+    try:
+        return parse_size(max_output)
+    except ValueError:
+        raise ValueError(f"max_output must be a size such as '64m', or None for no limit, not {max_output!r}") from None
 
 
 def _verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -478,6 +518,7 @@ class CrateSandbox:
         timeout: float | None = None,
         check: bool = False,
         text: bool = True,
+        max_output: str | int | None = _MAX_OUTPUT,
     ) -> CompletedRun:
         """Run a program in the crate to its end.
 
@@ -487,27 +528,35 @@ class CrateSandbox:
         :param timeout: seconds after which it is killed; ``exceeded`` then has ``"timeout"``.
         :param check: raise :class:`ProgramFailed` unless it ended with status 0 within its limits.
         :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
+        :param max_output: the most that it may write to both of them together: a size such as ``"64m"``, or None for
+            no limit. A program may be hostile, and what it writes is kept in pytest's memory.
         :raises SandboxError: it can't be started: no such program, directory or user in the crate.
+        :raises OutputTooLong: it wrote more, and was killed.
         """
         # What is no number, or no text, shall start nothing.
         _deadline(timeout)
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
         _to_bytes(input)
+        _most_bytes(max_output)
         before = self._sandbox.account()
         watched = self._sandbox.watch()
         pipe = subprocess.PIPE
         program = self.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd, user=user, text=text)
         late = False
         try:
-            stdout, stderr = program.communicate(input, timeout)
+            stdout, stderr = program.communicate(input, timeout, max_output=max_output)
         except subprocess.TimeoutExpired as expired:
             late = True
             program.kill_group()
-            stdout, stderr = program.communicate()
+            stdout, stderr = program.communicate(max_output=max_output)
             stdout, stderr = (
                 _joined(earlier, later) for earlier, later in ((expired.stdout, stdout), (expired.stderr, stderr))
             )
+        except OutputTooLong as error:
+            self._exceeded.update(self._sandbox.watch().limits_since(watched))
+            self._exit, self._stderr = program.exit, error.stderr
+            raise
         finally:
             program.close()
         after = self._sandbox.account()

@@ -108,6 +108,7 @@ class HostView:
     :ivar kept: entries that this run put into a temporary directory: visible, copy-on-write.
     :ivar sockets: unix sockets among or below the entries kept: bound, so that they can be connected to.
     :ivar writable: directories shared with the host, such as pytest's ``basetemp``.
+    :ivar readable: directories shared with the host, read-only.
     :ivar libraries: directories of the interpreter's shared libraries, by the path where the dynamic linker
         looks for them; shown in an image that has nothing at that path.
     """
@@ -119,6 +120,7 @@ class HostView:
     kept: tuple[str, ...] = ()
     sockets: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
+    readable: tuple[str, ...] = ()
     libraries: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -200,6 +202,7 @@ def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
 def _shared(view: HostView) -> Iterator[Bind]:
     """What is the host's own even in a crate: bound, not copied."""
     yield from (Bind(target=path, source=path, writable=True, recursive=True) for path in view.writable)
+    yield from (Bind(target=path, source=path, recursive=True) for path in view.readable)
     yield from (Bind(target=path, source=path, if_present=True) for path in view.sockets)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import select
@@ -20,7 +21,7 @@ from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, seccomp
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
-from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
+from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED, LIMIT_FIELDS
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -77,27 +78,30 @@ class Engine:
 
     @property
     def enforcement(self) -> Enforcement:
-        """What enforces crates here; starts the launcher.
+        """What enforces crates here; starts the launcher if it has not been asked before.
 
         :raises SandboxError: the launcher can't be started.
         :raises HostError: the configured cgroup parent can't be used.
         """
         with self._lock:
-            self._start()
+            if self._enforcement is None:
+                self._start()
             return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
-        if self._channel is not None and _hung_up(self._channel):
+        if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # a suite ended every child process of pytest's
         if self._channel is not None:
             return self._channel
-        ours, theirs = socket.socketpair()
+        with libc.os_step("start the launcher", "socketpair"):
+            ours, theirs = socket.socketpair()
         configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent}
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
         # posix_spawn doesn't copy pytest's page tables: its cost doesn't grow with pytest's memory.
         # A session of its own keeps the terminal's signals away.
-        with theirs, libc.os_step("start the launcher", "posix_spawn", sys.executable):
+        with contextlib.ExitStack() as undo, theirs, libc.os_step("start the launcher", "posix_spawn", sys.executable):
+            undo.callback(ours.close)
             self._pid = os.posix_spawn(
                 sys.executable,
                 argv,
@@ -110,11 +114,15 @@ class Engine:
                 setsid=True,
                 setsigmask=(),
             )
+            undo.pop_all()
         self._channel = ours
         answer, _ = self._receive()
         if "error" in answer:
             self._forget()
             raise HostError(answer["error"], feature="cgroups")
+        if "sandbox_error" in answer:
+            self._forget()
+            raise SandboxError.from_json(answer["sandbox_error"])
         self._enforcement = Enforcement(
             cgroups=cgroup.CgroupOffer.from_json(answer["cgroups"]),
             rootless=answer["rootless"],
@@ -122,10 +130,18 @@ class Engine:
         )
         return ours
 
+    def _has_ended(self, channel: socket.socket) -> bool:
+        """Return whether the launcher has ended: its socket may be open in an init that it has just forked."""
+        try:
+            ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # a test suite that waits for any child
+            ended = None
+        return ended is not None or _hung_up(channel)
+
     def _receive(self) -> tuple[wire.Message, list[int]]:
         try:
             received = wire.receive(cast("socket.socket", self._channel))
-        except (wire.WireError, ConnectionError) as error:
+        except (wire.WireError, OSError) as error:
             received = None
             reason = str(error)
         else:
@@ -181,7 +197,7 @@ class Engine:
 
     def _verify_alive(self, launcher: int) -> socket.socket:
         # A new launcher knows nothing of another's crates.
-        if self._channel is None or self._pid != launcher or _hung_up(self._channel):
+        if self._channel is None or self._pid != launcher or self._has_ended(self._channel):
             raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
         return self._channel
 
@@ -191,6 +207,10 @@ class Engine:
         except (BrokenPipeError, ConnectionResetError) as error:
             self._forget()
             raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
+        except OSError as error:
+            # A part of the message may have gone: the stream is of no more use.
+            self._forget()
+            raise SandboxError("ask the launcher", syscall="sendmsg", errno=error.errno) from error
 
     def _next_answer(self, channel: socket.socket, mask: set[int]) -> wire.Message | None:
         """Wait for a message: return an answer to what was asked; keep one on a crate for who wants that."""
@@ -260,7 +280,7 @@ class Engine:
 
     def _take_prepared(self, design: _Design) -> int | None:
         """Return the number of the crate prepared if it is what is asked for now; None, and none prepared, if not."""
-        if self._channel is not None and _hung_up(self._channel):
+        if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # and with the launcher what it has prepared
         prepared = self._prepared
         if prepared is None:
@@ -542,8 +562,16 @@ class Sandbox:
         :raises SandboxError: a step is refused, in the parent.
         """
         self.started = time.monotonic_ns()
-        with libc.os_step("fork into the crate", "fork"):
-            pid = namespaces.fork_inside(self.entry.namespaces)
+        try:
+            with libc.os_step("fork into the crate", "fork"):
+                pid = namespaces.fork_inside(self.entry.namespaces)
+        except SandboxError as error:
+            # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
+            if error.errno == errno.ENOMEM:
+                self.verify_alive()
+                if cgroup.Owner.of_process(self.init) is None:
+                    raise SandboxError(error.step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
+            raise
         if pid == 0:
             try:
                 child.enter(self.entry)

@@ -20,6 +20,7 @@ from pytest_crate.images.compression import LayerStream
 from pytest_crate.images.rootfs import Contents, ExtractLimits, RootfsBuilder
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
+from tests.conftest import temporary_prefix
 
 pytestmark = pytest.mark.needs("root", "gnu tar")
 
@@ -31,7 +32,7 @@ CAP_NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory of nobody's in which nobody's processes may work; tmp_path is below one that only we may enter."""
-    path = Path(tempfile.mkdtemp(prefix="pytest-crate-"))
+    path = Path(tempfile.mkdtemp(prefix=temporary_prefix("images")))
     os.chown(path, NOBODY, NOBODY)
     yield path
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -19,6 +19,7 @@ from pytest_crate.errors import ImageError
 from pytest_crate.images import Image, ImageStore, resolve_reference
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
+from tests.conftest import temporary_prefix
 
 as_root = pytest.mark.needs("root")
 
@@ -38,7 +39,7 @@ def archive(**files: bytes) -> bytes:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory that nobody's processes may enter and write to; tmp_path is below one that only we may enter."""
-    path = Path(tempfile.mkdtemp(prefix="pytest-crate-"))
+    path = Path(tempfile.mkdtemp(prefix=temporary_prefix("store")))
     path.chmod(0o777)
     yield path
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

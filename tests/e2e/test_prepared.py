@@ -16,7 +16,7 @@ from pytest_crate.sandbox.mounts import Operation
 from pytest_crate.sandbox.program import CrateSandbox
 from pytest_crate.sandbox.sandbox import Engine, Sandbox
 from pytest_crate.spec import CrateSpec, Layer, build_spec
-from tests.conftest import leftover_cgroups
+from tests.leftovers import leftover_cgroups
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import RunCrated

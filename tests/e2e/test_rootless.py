@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.conftest import temporary_prefix
+
 pytestmark = pytest.mark.needs("root", "unprivileged user", "user namespaces", "public python")
 
 NOBODY = 65534
@@ -28,7 +30,7 @@ class RunAsUser(Protocol):
 @pytest.fixture
 def user_directory() -> Iterator[Path]:
     """A directory of the user's, with a project and a home directory in it."""
-    with tempfile.TemporaryDirectory(prefix="pytest-crate-user-") as name:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix("user")) as name:
         directory = Path(name)
         for path in (directory, directory / "home", directory / "project"):
             path.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_crate.kernel import cgroup
+from tests.conftest import temporary_prefix
 from tests.escape.attempts import SECRET
 
 NOBODY = 65534
@@ -42,7 +43,7 @@ class Decoys:
             path.mkdir()
         self._files()
         # Where crates show the host's files, and not of the project, which they show as it is on an image.
-        outside = stack.enter_context(tempfile.TemporaryDirectory(prefix="pytest-crate-escape-", dir="/var/lib"))
+        outside = stack.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix("escape"), dir="/var/lib"))
         os.chmod(outside, 0o755)
         process = stack.enter_context(_process(self.token)).pid
         self.common = {

@@ -72,3 +72,53 @@ def test_without_being_hidden_it_can(run_here: RunHere) -> None:
     without = "from pytest_crate.sandbox import child; child.hide = lambda: None"
     caught = caught_by_the_watcher(run_here(SOURCE, without=without))
     assert [name for name in caught if name.startswith("python")]
+
+
+STOPPER = textwrap.dedent("""
+    import os, signal, sys, time
+    last, end, number = os.getpid(), time.monotonic() + 60, int(sys.argv[1])
+    print("ready", flush=True)
+    while time.monotonic() < end:
+        try:
+            os.kill(last + 1, number)
+        except OSError:
+            continue
+        if sys.argv[2] == "once":
+            last += 1
+""")
+
+STOPPED = f"""
+    import subprocess, sys, time
+    import pytest
+    from pytest_crate import SandboxError
+
+    @pytest.mark.crate
+    def test_drives(crate_sandbox, crate_sandbox_factory):
+        other = crate_sandbox_factory(timeout=3)
+        sleeping = other.popen(["sleep", "100"])
+        stopper = crate_sandbox.popen([sys.executable, "-S", "-c", {STOPPER!r}, "19", "always"], stdout=subprocess.PIPE)
+        assert stopper.stdout.readline() == "ready\\n"
+        began = time.monotonic()
+        with pytest.raises(SandboxError, match="a process in the crate stops it"):
+            crate_sandbox.run(["sleep", "0.1"], env={{"PATH": "/x:" * 20_000 + "/usr/bin:/bin"}})
+        assert time.monotonic() - began < 20
+        assert sleeping.wait(5) == -9 and other.close().exceeded == ("timeout",)
+        stopper.kill()
+        assert crate_sandbox_factory().run(["echo", "x"]).stdout == "x\\n"
+
+    @pytest.mark.crate
+    @pytest.mark.parametrize("number, code", [(19, 0), (9, -9)])
+    def test_once(crate_sandbox, number, code):
+        command = [sys.executable, "-S", "-c", {STOPPER!r}, str(number), "once"]
+        stopper = crate_sandbox.popen(command, stdout=subprocess.PIPE)
+        assert stopper.stdout.readline() == "ready\\n"
+        done = crate_sandbox.run(["sleep", "0.01"], env={{"PATH": "/x:" * 20_000 + "/usr/bin:/bin"}}, timeout=20)
+        assert done.returncode == code
+"""
+
+
+def test_it_cannot_be_held_up_for_long(run_here: RunHere) -> None:
+    """A program that stops whoever enters its crate gets them refused, within seconds, and no other crate waits; one
+    signal is survived, or is the program's end."""
+    printed = run_here(STOPPED)
+    assert "3 passed" in printed, printed

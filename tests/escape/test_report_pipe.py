@@ -127,3 +127,27 @@ def test_a_flood_of_frames_takes_bounded_memory(run_here: RunHere, flood: str) -
     assert "PASSED test_inner.py::test_next" in done
     (grown,) = re.findall(r"GREW BY (\d+) MIB", done)
     assert int(grown) <= 50
+
+
+BRINGING = """
+from pytest_crate.plugin.interplay import Interplay
+Interplay.brings_much = lambda *_: True
+"""
+
+
+MANY = {**FLOODS, "one frame after the other": 'forge(frame({"x": "x" * (100 << 20)}), 20)'}
+del MANY["reports without end"]  # logging so many takes minutes
+
+
+@pytest.mark.parametrize("flood", MANY)
+def test_a_flood_where_plugins_bring_much_home(run_here: RunHere, pytester: pytest.Pytester, flood: str) -> None:
+    """With coverage, or attachments, more may come; what it takes is bounded all the same: by 160 MiB, and a copy."""
+    source = FORGING + f"\n    def test_floods():\n        {MANY[flood]}\n\n    def test_next(): pass\n"
+    pytester.makeconftest(BRINGING)
+    done = run_here(source)
+    assert "FAILED test_inner.py::test_floods" in done, done[-3000:]
+    assert "wrote to its report's descriptor" in done
+    assert "PASSED test_inner.py::test_next" in done
+    (grown,) = re.findall(r"GREW BY (\d+) MIB", done)
+    print(f"{flood}: {grown} MiB")
+    assert int(grown) <= 400

@@ -419,3 +419,25 @@ def test_an_end_between_the_last_report_and_the_last_word(pytester: pytest.Pytes
     assert run.of("test_leaves", "call")["outcome"] == "passed"
     assert "ended with exit status 0 after its last report" in run.of("test_leaves", "teardown")["longrepr"]
     assert run.of("test_after")["outcome"] == "passed"
+
+
+def test_a_launcher_that_never_begins(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The header says so, each test that wants a crate fails with it, and the others run."""
+    pytester.makeconftest("from pytest_crate.sandbox import sandbox\nsandbox._LAUNCH = 'import sys; sys.exit(3)'\n")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.crate
+        def test_rides(): pass
+        @pytest.mark.crate
+        def test_drives(crate_sandbox): pass
+        def test_plain(): pass
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 1, "errors": 2}, run.text
+    said = "ask the launcher: no answer: it ended"
+    assert f"\ncrate: {said}\n" in run.text
+    assert said in run.of("test_rides", "setup")["longrepr"]
+    assert said in run.of("test_drives", "setup")["longrepr"]
+    assert "INTERNALERROR" not in run.text

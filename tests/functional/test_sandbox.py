@@ -266,3 +266,80 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
         """
     )
     assert run_inner().outcomes() == {"passed": 1}
+
+
+def test_output_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A program that writes more than max_output is killed and named in an error; pytest grows by at most 50 MiB."""
+    pytester.makepyfile(
+        """
+        import os, re, pytest
+        from pytest_crate import OutputTooLong
+
+        def peak():
+            return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10
+
+        def test_default(crate_sandbox):
+            before = peak()
+            with pytest.raises(OutputTooLong, match="run head: it wrote more than max_output=32 MiB and was killed"):
+                crate_sandbox.run(["head", "-c", "1G", "/dev/zero"])
+            assert peak() - before <= 50
+            assert crate_sandbox.processes() == []
+            assert crate_sandbox.run(["echo", "x"]).stdout == "x\\n"
+
+        def test_both_streams_count(crate_sandbox):
+            script = "head -c 600k /dev/zero; head -c 600k /dev/zero >&2; sleep 100"
+            with pytest.raises(OutputTooLong, match="max_output=1 MiB") as caught:
+                crate_sandbox.run(["sh", "-c", script], max_output="1m")
+            assert caught.value.stderr == bytes(16 << 10)
+            done = crate_sandbox.run(["sh", "-c", script.partition("; sleep")[0]], max_output="1200k")
+            assert (len(done.stdout), len(done.stderr)) == (600 << 10, 600 << 10)
+
+        def test_no_limit(crate_sandbox):
+            assert len(crate_sandbox.run(["head", "-c", "40M", "/dev/zero"], max_output=None).stdout) == 40 << 20
+
+        def test_what_is_no_size(crate_sandbox):
+            with pytest.raises(ValueError, match="max_output must be a size such as '64m', or None .*, not 'x'"):
+                crate_sandbox.run(["touch", "/tmp/ran"], max_output="x")
+            assert crate_sandbox.run(["ls", "/tmp/ran"]).returncode != 0
+
+        def test_communicate(crate_sandbox):
+            with crate_sandbox.popen(["yes"], stdout=-1) as program, pytest.raises(OutputTooLong):
+                program.communicate(max_output=1 << 20)
+            assert program.returncode == -9
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 5}, run.text
+
+
+def test_files_of_the_tests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A program reads what is below pytest's basetemp, as it is now, and writes to it only where a mount lets it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def tool(tmp_path_factory):
+            path = tmp_path_factory.mktemp("built") / "tool"
+            path.write_text("ours")
+            return path
+
+        def test_reads(crate_sandbox, tmp_path):
+            (tmp_path / "late").write_text("x")
+            assert crate_sandbox.run(["cat", str(tmp_path / "late")], check=True).stdout == "x"
+        def test_writes_nothing(crate_sandbox, tmp_path, tool):
+            for path in (tool, tmp_path / "new", tmp_path.parent / "beside"):
+                done = crate_sandbox.run(["sh", "-c", f"echo theirs > {path}"])
+                assert done.returncode != 0 and "Read-only file system" in done.stderr
+            assert tool.read_text() == "ours" and list(tmp_path.iterdir()) == []
+        def test_writes_where_it_may(crate_sandbox_factory, tmp_path, tool):
+            box = crate_sandbox_factory(mounts=[f"{tmp_path}:rw"])
+            assert box.run(["sh", "-c", f"echo out > {tmp_path}/new"]).returncode == 0
+            assert (tmp_path / "new").read_text() == "out\\n"
+            assert box.run(["sh", "-c", f"echo theirs > {tool}"]).returncode != 0
+        @pytest.mark.crate
+        def test_body(tmp_path, tool):
+            (tmp_path / "new").write_text("x")
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 4}

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("fuzz", max_examples=100_000, deadline=None)
+settings.register_profile("fuzz", max_examples=100_000, deadline=None, derandomize=False, print_blob=True)

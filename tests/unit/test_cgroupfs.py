@@ -150,8 +150,8 @@ def test_owner_survives_its_name() -> None:
 
 
 def test_stale_run_directories_are_removed(tmp_path: Path) -> None:
-    """A run whose owner has ended, or whose pid is another process's by now, is removed; one whose owner lives, one
-    of another pid namespace and what is not ours stay."""
+    """A run whose owner has ended, even if nobody has reaped it, or whose pid is another process's by now, is removed;
+    one whose owner lives, one of another pid namespace and what is not ours stay."""
     ours = Owner.of_process(os.getpid())
     assert ours is not None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -159,6 +159,10 @@ def test_stale_run_directories_are_removed(tmp_path: Path) -> None:
         assert ended is not None
         (tmp_path / str(ended)).mkdir()
         assert cgroupfs.remove_stale([str(tmp_path)]) == ()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert cgroupfs.remove_stale([str(tmp_path)]) == (f"{tmp_path}/{ended}",)
+    (tmp_path / str(ended)).mkdir()
     reused = Owner(pid=ours.pid, start_ticks=ours.start_ticks - 1, pid_namespace=ours.pid_namespace)
     elsewhere = Owner(pid=ended.pid, start_ticks=1, pid_namespace=ours.pid_namespace + 1)
     for kept in (str(ours), str(elsewhere), "pytest-crate", "system.slice"):

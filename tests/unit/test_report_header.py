@@ -15,6 +15,12 @@ def test_the_header_names_what_enforces() -> None:
     assert line == "crate: cgroup v2 (systemd scope), rootless, overlay, kernel 6.8"
 
 
+def test_a_payload_of_root_without_a_user_namespace_stands_out() -> None:
+    """Where the kernel allows none, the crate's root is the host's, and the header says so."""
+    line = header_line(kernel_release="6.8.0", cgroup_version=1, user_namespace=False)
+    assert line == "crate: cgroup v1, root WITHOUT a user namespace, kernel 6.8"
+
+
 def test_what_is_not_enforced_stands_out() -> None:
     """Missing limits are named, with what becomes of the tests that need them."""
     line = header_line(
