@@ -10,8 +10,8 @@ from pytest_crate.plugin import options
 from pytest_crate.plugin.fixtures import crate_sandbox, crate_sandbox_factory
 
 if TYPE_CHECKING:
-    from pytest_crate.plugin.walk import CrateFailed as CrateFailed
-    from pytest_crate.plugin.walk import CrateForkWarning as CrateForkWarning
+    from pytest_crate.plugin.failed import CrateFailed as CrateFailed
+    from pytest_crate.plugin.failed import CrateForkWarning as CrateForkWarning
     from pytest_crate.sandbox.temporary import TemporaryEntries
 
 __all__ = ["CrateFailed", "CrateForkWarning", "crate_sandbox", "crate_sandbox_factory"]
@@ -27,9 +27,9 @@ _MARKER = (
 
 def __getattr__(name: str) -> object:
     if name in ("CrateFailed", "CrateForkWarning"):
-        from pytest_crate.plugin import walk
+        from pytest_crate.plugin import failed
 
-        return getattr(walk, name)
+        return getattr(failed, name)
     raise AttributeError(name)
 
 

@@ -13,9 +13,11 @@ import pytest
 from pytest_crate.errors import CrateError, HostError
 from pytest_crate.plugin import echo, private, reach, specs
 from pytest_crate.plugin.crates import Crates, Uncrated
+from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.interplay import HOME, Interplay
 from pytest_crate.plugin.output import ChildOutput
-from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
+from pytest_crate.plugin.rider import RIDER, Rider
+from pytest_crate.plugin.walk import OWNER, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
 from pytest_crate.report.junit import junit_properties
@@ -102,7 +104,7 @@ class Conductor:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None, object, object]:
-        if request.scope == "function" or Walk.CHILD in self.config.stash:
+        if request.scope == "function" or RIDER in self.config.stash:
             return (yield)
         self.crates.watch_fixture()
         try:
@@ -134,8 +136,8 @@ class Conductor:
         finally:
             walk = item.stash.get(_WALK, None)
             if walk is not None:
-                if walk.in_child:
-                    walk.child_ends(failure)
+                if walk.rider is not None:
+                    walk.rider.ends(failure)
                 if failure is not None:
                     walk.abandon()
                 walk.disarm()
@@ -147,8 +149,8 @@ class Conductor:
         if specs.rides(item):
             earlier = item.stash.get(_WALK, None)
             if earlier is not None:  # a plugin tries the item again: each try has a crate of its own
-                if earlier.in_child:
-                    earlier.child_ends()
+                if earlier.rider is not None:
+                    earlier.rider.ends()
                 earlier.disarm()
             walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self._child_output(), self)
             item.stash[_WALK] = self._walk = walk
@@ -201,10 +203,11 @@ class Conductor:
         with self._as_in_the_crate(walk, call):
             report = yield
         if walk is not None:
-            if walk.in_child:
+            if walk.rider is not None:
                 if report.failed and call.excinfo is not None:
                     setattr(report, reach.ATTRIBUTE, reach.found(call.excinfo.value, walk.spec))
-                walk.child_made(report, call)
+                if walk.is_phase_report(report):
+                    walk.rider.made(report, call)
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
@@ -272,36 +275,36 @@ class Conductor:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_logs(report)
+        rider = self._rider()
+        if rider is not None:
+            rider.logs(report)
         else:  # a subtest's, from a child
             reach.tell(report, self.crates.hides)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_exception_interact(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_interacts()
+        rider = self._rider()
+        if rider is not None:
+            rider.interacts()
 
     def pytest_enter_pdb(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_debugs(True)
+        rider = self._rider()
+        if rider is not None:
+            rider.debugs(True)
 
     def pytest_leave_pdb(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_debugs(False)
+        rider = self._rider()
+        if rider is not None:
+            rider.debugs(False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logfinish(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_ends()
+        rider = self._rider()
+        if rider is not None:
+            rider.ends()
 
-    def _walk_of_child(self) -> Walk | None:
-        return self.config.stash.get(Walk.CHILD, None)
+    def _rider(self) -> Rider | None:
+        return self.config.stash.get(RIDER, None)
 
 
 class Mirror:

@@ -98,7 +98,7 @@ def test_a_body_that_swallows_it(interrupt: Interrupt) -> None:
 
 def test_a_second_one(interrupt: Interrupt) -> None:
     """A second Ctrl-C waits for nothing."""
-    patient = "from pytest_crate.plugin import walk\nwalk._INTERRUPT_SECONDS = 1e6\n"
+    patient = "from pytest_crate.plugin import body\nbody._INTERRUPT_SECONDS = 1e6\n"
     code, out, down = interrupt(
         "--crate-all", statement="signal.signal(signal.SIGINT, signal.SIG_IGN)", times=2, conftest=patient
     )

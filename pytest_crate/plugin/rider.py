@@ -1,0 +1,173 @@
+"""The child's side of the walk: it enters the crate, walks on through pytest's protocol, and sends its reports home."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.plugin import private, raised, transfer
+from pytest_crate.plugin.body import STACKS_SIGNAL, Body
+from pytest_crate.plugin.output import ChildOutput, flush
+from pytest_crate.plugin.report_pipe import ATTENDED, NEXT_PHASE, ReportPipe
+from pytest_crate.sandbox import child, wire
+from pytest_crate.sandbox.environment import payload_environment
+
+if TYPE_CHECKING:
+    from pytest_crate.plugin.interplay import Interplay
+
+
+class Rider:
+    """In a forked child: what rides in the crate, and its way to speak to the mirror."""
+
+    def __init__(self, item: pytest.Item, body: Body, output: ChildOutput | None, interplay: Interplay) -> None:
+        self.item = item
+        self.phase = "setup"
+        self._body = body
+        self._output = output
+        self._interplay = interplay
+        self._pipe: ReportPipe
+        self._warnings = transfer.WarningCollector()
+        self._phase_report: pytest.TestReport | None = None
+        self._shows_fixtures = False
+        self._turn: str | None = None
+
+    def enter(self, where: str, plugin: object) -> None:
+        """Enter the crate, and give up what isn't the child's.
+
+        :param where: the working directory, where the spec has none.
+        :param plugin: the one that alone sees the reports that are logged in here.
+        """
+        config, body, spec = self.item.config, self._body, self._body.spec
+        try:
+            body.in_child()
+            # Out of pytest's session and process group: a signal to "my own group" is no respecter of
+            # PID namespaces (kill(2)), and the terminal is pytest's.
+            os.setsid()
+            self._pipe = ReportPipe(body.sending, body.awaited)
+            if self._output is not None:
+                self._output.in_child()
+            environ = payload_environment(spec, dict(os.environ))
+            for name in set(os.environ) - set(environ):
+                del os.environ[name]
+            os.environ.update(environ)
+            who = child.who_is(spec.user)
+            where = spec.workdir or where
+            try:
+                os.chdir(where)
+            except OSError as error:
+                raise SandboxError(
+                    "enter the working directory", syscall="chdir", path=where, errno=error.errno
+                ) from error
+            child.confine(body.sandbox.entry, who)
+            body.sandbox.disown()
+            if faulthandler.is_enabled():
+                faulthandler.enable(file=body.stacks_sending)
+            faulthandler.register(STACKS_SIGNAL, file=body.stacks_sending, all_threads=True, chain=False)
+            wire.write_frame(body.sending, {"entered": True})
+        except SandboxError as error:
+            die(body.sending, error)
+        if config.pluginmanager.hasplugin("warnings"):
+            self._warnings.start()
+        private.dump_stacks_in_time(config, here=True)
+        private.drop_wider_finalizers(self.item)
+        private.take_junit_records(self.item)  # pytest's own, recorded before the fork
+        private.keep_only(config, "pytest_runtest_logreport", plugin)
+        private.keep_only(config, "pytest_runtest_logfinish", plugin)
+        if self._output is not None:
+            private.call_before_terminal(config, self._writes)
+        self._interplay.child_starts(self.item)
+
+    def begins(self, phase: str) -> None:
+        """Begin the next phase: not before its hook is called in the mirror, too."""
+        self.phase = phase
+        private.show_fixtures(self.item.config, shown=self._shows_fixtures)
+        if phase == "teardown":
+            private.own_wider_finalizers(self.item)
+        self._pipe.await_mirror(NEXT_PHASE)
+
+    def made(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+        """Send a phase's own report, which was just made."""
+        self._phase_report = report
+        # Before the mirror goes on and prints: both write to one terminal, or to one pipe.
+        flush(self.item.config)
+        self._pipe.send(
+            {
+                "phase": self.phase,
+                "report": transfer.pack_report(self.item.config, report),
+                "warnings": self._warnings.take(),
+                "properties": transfer.properties_to_builtins(self.item.user_properties),
+                "failed_subtests": private.failed_subtests(self.item),
+                "junit": private.take_junit_records(self.item),
+                "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
+                "exception": None if call.excinfo is None else raised.pack_exception(call.excinfo.value),
+            }
+        )
+        if self.phase == "setup":
+            # Between set-up and call, --setup-show names the item and its fixtures: once, and in the mirror.
+            self._shows_fixtures = private.show_fixtures(self.item.config, shown=False)
+
+    def logs(self, report: pytest.TestReport) -> None:
+        """Send a report that isn't a phase's, such as a subtest's."""
+        if self.phase == "teardown" and self._phase_report is not None and report.when == "setup":
+            # The protocol is over, and another plugin goes through its reports: so does the mirror.
+            self.ends()
+        if report is not self._phase_report:
+            self._pipe.send({"logged": transfer.pack_report(self.item.config, report)})
+
+    def interacts(self) -> None:
+        """Let the mirror log a failure before someone looks into it, maybe with a debugger."""
+        self._pipe.send({"interacts": True})
+        self._pipe.await_mirror(ATTENDED)
+
+    def _writes(self) -> None:
+        """Let the mirror print what comes before, for the child is about to write to the terminal."""
+        if self._turn != self.phase:
+            self._turn = self.phase
+            self.interacts()
+
+    def debugs(self, entered: bool) -> None:
+        """Have the mirror stop the clock, and lend the terminal, while someone has a debugger."""
+        self._pipe.send({"debugger": entered})
+        self._pipe.await_mirror(ATTENDED)
+
+    def ends(self, error: BaseException | None = None) -> NoReturn:
+        """Leave, with the reason if the protocol was broken off."""
+        try:
+            if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
+                # Out of the protocol before its teardown: what pytest does at the session's end.
+                with contextlib.suppress(BaseException):
+                    private.tear_down_all(self.item)
+                self._pipe.send({"stop": _stop_message(error), "warnings": self._warnings.take()})
+            elif error is not None:
+                self._pipe.send({"error": f"{type(error).__name__}: {error}"})
+            flush(self.item.config)
+            self._pipe.send({"leaves": True, "brought": self._interplay.take(self.item)})
+            self._pipe.leave(0)
+        finally:
+            self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens
+
+
+RIDER = pytest.StashKey[Rider]()
+"""On the config, in a child: what it is."""
+
+
+def _stop_message(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, pytest.exit.Exception):
+        return {"kind": "exit", "reason": str(error.msg), "returncode": error.returncode}
+    # As pytest names the place where it was interrupted: of the innermost frame that is not hidden.
+    crash = pytest.ExceptionInfo.from_exception(error).getrepr(style="short").reprcrash
+    path, line = ("", 0) if crash is None else (crash.path, crash.lineno)
+    return {"kind": "interrupt", "path": path, "line": line}
+
+
+def die(sending: int, error: SandboxError) -> NoReturn:
+    """In a child that could not enter its crate: say why and end; nothing of the user's has run."""
+    try:
+        wire.write_frame(sending, {"sandbox_error": error.to_json()})
+    finally:
+        os._exit(1)
