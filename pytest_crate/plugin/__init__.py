@@ -20,8 +20,8 @@ _ENTRIES: pytest.StashKey[TemporaryEntries] = pytest.StashKey()
 
 _MARKER = (
     "crate(memory, swap, cpus, cpuset, pids, timeout, image, network, mounts, tmpfs, env, clean_env, hostname, user, "
-    "workdir, cap_add, seccomp): run the test in a crate: fresh namespaces, its own root filesystem, limits that the "
-    "kernel enforces"
+    "workdir, cap_add, seccomp, scope): run the test in a crate: fresh namespaces, its own root filesystem, limits "
+    "that the kernel enforces"
 )
 
 

@@ -7,6 +7,7 @@ sends, passes on Ctrl-C, lends it the terminal, kills it in time, and knows how 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import select
@@ -19,17 +20,20 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from pytest_crate.plugin import keyboard, threads
+from pytest_crate.plugin import keyboard, private, threads
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import (
     ATTENDED,
     EXIT_CLOSED,
+    LEAVE,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_BYTES,
+    NEXT_TEST,
+    NextTest,
 )
 from pytest_crate.report.limits import failure_message
-from pytest_crate.result import CrateResult, Exit, Limit
+from pytest_crate.result import CrateResult, Exit, Limit, Shared
 from pytest_crate.sandbox import wire
 from pytest_crate.sandbox.sandbox import NOTHING_YET, Watched
 from pytest_crate.spec import CrateSpec
@@ -37,6 +41,7 @@ from pytest_crate.usage import Usage
 
 if TYPE_CHECKING:
     from pytest_crate.plugin.interplay import Interplay
+    from pytest_crate.plugin.sharing import Sharing
     from pytest_crate.sandbox.sandbox import Sandbox
 
 BODY = "body"
@@ -62,13 +67,16 @@ class Body:
         output: ChildOutput | None,
         interplay: Interplay,
         others: Iterable[threads.OtherThread],
+        sharing: Sharing | None = None,
     ) -> None:
         """
         :param others: the threads of pytest that it is forked without.
+        :param sharing: which tests may ride in it, one after the other; None for this one alone.
         """
         self.item = item
         self.spec = spec
         self.sandbox = sandbox
+        self.sharing = sharing
         self.alive = True
         self.result: CrateResult | None = None
         self.stacks = ""
@@ -77,6 +85,7 @@ class Body:
         self.entered = False
         self.leaves = False
         self.reported = False
+        self.over = False
         self.channel, self.sending = os.pipe2(os.O_CLOEXEC)
         # Both ends are kept, so that writing is no error when the child has gone.
         self.awaited, self.step = os.pipe2(os.O_CLOEXEC)
@@ -87,6 +96,10 @@ class Body:
         self._pid = 0
         self._pidfd = -1
         self._started = False
+        self._mirrored = False
+        self._tests = 1
+        self._began = 0
+        self._before: Usage | None = None
         self._stacks = bytearray()
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._seen = NOTHING_YET
@@ -111,12 +124,50 @@ class Body:
         """In pytest: note the child, whose time begins."""
         self._pid, self._started = pid, True
         self._pidfd = os.pidfd_open(pid)
-        if self.spec.timeout_usec is not None:
-            self._deadline = time.monotonic() + self.spec.timeout_usec / 1e6
+        self._wind_up()
 
-    def takes_much(self) -> None:
-        """Let what the child sends be of any size."""
-        self._frames = wire.FrameReader()
+    def _wind_up(self) -> None:
+        timeout_usec = self.spec.timeout_usec
+        self._deadline = None if timeout_usec is None else time.monotonic() + timeout_usec / 1e6
+        self._paused = None
+        self._interplay.mirror_starts(self.item)
+        self._mirrored = True
+        if self._interplay.brings_much(self.item):
+            self._frames = wire.FrameReader()
+
+    def goes_on(self, item: pytest.Item, number: int, following: int) -> None:
+        """In pytest: have the child go on with another test.
+
+        :param number: the item's place among all items.
+        :param following: the place of the one after it; -1 if there is none.
+        """
+        self.item = item
+        self._tests += 1
+        self._began = time.monotonic_ns()
+        self._interrupted = self._forks_refused = self.over = False
+        # What one test may send, the next may send again.
+        self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
+        self._wind_up()
+        flush(item.config)
+        captured = ("", "") if self._output is None else private.take_captured(item.config)
+        self.tell(NEXT_TEST + NextTest(number=number, following=following, captured=captured).encode())
+
+    def test_ends(self) -> CrateResult:
+        """Return what a test has used that has ended while the crate goes on."""
+        self._deadline = None
+        self._mirror_ends()
+        return self._result(self.sandbox.account(), Exit())
+
+    def retire(self) -> list[Limit]:
+        """End a crate that waits for another test; return the limits it has exceeded meanwhile."""
+        if self.alive:
+            self.ends_soon()
+            self.tell(LEAVE)
+            with contextlib.suppress(CrateFailed):  # its tests have ended
+                self.take_rest()
+            self.wait_for_exit()
+            self.end()
+        return self.exceeded
 
     def ends_soon(self) -> None:
         """Let the child have the time for its tear-down, and no more."""
@@ -124,7 +175,9 @@ class Body:
 
     def tell(self, word: bytes) -> None:
         """Give the child a word that it waits for."""
-        os.write(self.step, word)
+        view = memoryview(word)
+        while view:
+            view = view[os.write(self.step, view) :]
 
     @property
     def left_behind(self) -> str:
@@ -134,6 +187,7 @@ class Body:
 
     def attend_to(self, message: wire.Message) -> None:
         """Do what the child waits for, or what can't wait."""
+        self.over = self.over or "over" in message
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
             self._take_terminal_back()
@@ -202,14 +256,15 @@ class Body:
             if self._pidfd in ready and not _readable(self.channel, 0):
                 self._ended_early()
 
-    def take_rest(self) -> None:
-        """Take what the child sends after its last report, until it leaves or its time is over.
+    def take_rest(self, *, waits: bool = False) -> None:
+        """Take what the child sends after a test's last report, until it leaves or its time is over.
 
+        :param waits: only until it waits for another test.
         :raises CrateFailed: it is not what the child sends.
         """
         for message in self.messages:
             self.attend_to(message)
-        while self.channel >= 0:
+        while self.channel >= 0 and not (waits and self.over):
             poll = select.poll()
             poll.register(self.channel, select.POLLIN)
             poll.register(self._pidfd, select.POLLIN)
@@ -387,13 +442,7 @@ class Body:
             usage = sandbox.close()
             last = Watched(oom_kills=usage.memory_oom_kills, pids_max=usage.pids_max_events, timed_out=False)
             self.exceeded += [limit for limit in last.limits_since(self._seen) if limit not in self.exceeded]
-            order: tuple[Limit, ...] = ("memory", "pids", "timeout")
-            self.result = CrateResult(
-                name=BODY,
-                usage=usage,
-                exceeded=tuple(limit for limit in order if limit in self.exceeded),
-                exit=self._exit,
-            )
+            self.result = self._result(usage, self._exit)
         finally:
             self._take_terminal_back()
             if self._output is not None:
@@ -401,7 +450,24 @@ class Body:
             for descriptor in (self.channel, self.step, self.awaited, self.stacks_fd, self._pidfd):
                 _close(descriptor)
             self.channel = self.step = self.awaited = self.stacks_fd = self._pidfd = -1
-        if self._started:
+        self._mirror_ends()
+
+    def _result(self, usage: Usage, exit_: Exit) -> CrateResult:
+        used, shared = usage, None
+        if self.sharing is not None:
+            if self._before is not None:
+                wall_usec = (time.monotonic_ns() - self._began) // 1_000
+                used = dataclasses.replace(usage.since(self._before), wall_usec=wall_usec)
+            self._before = usage
+            name, number = self.sharing.home.nodeid, self.sharing.number
+            shared = Shared(name=name, number=number, tests=self._tests, usage=usage)
+        order: tuple[Limit, ...] = ("memory", "pids", "timeout")
+        exceeded = tuple(limit for limit in order if limit in self.exceeded)
+        return CrateResult(name=BODY, usage=used, exceeded=exceeded, exit=exit_, shared=shared)
+
+    def _mirror_ends(self) -> None:
+        if self._mirrored:
+            self._mirrored = False
             self._interplay.mirror_ends(self.item)
 
 

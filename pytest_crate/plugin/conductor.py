@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from pytest_crate.errors import CrateError, HostError
-from pytest_crate.plugin import echo, private, reach, specs
+from pytest_crate.plugin import echo, private, reach, sharing, specs
+from pytest_crate.plugin.body import Body
 from pytest_crate.plugin.crates import Crates, Uncrated
+from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.interplay import HOME, Interplay
 from pytest_crate.plugin.output import ChildOutput
 from pytest_crate.plugin.rider import RIDER, Rider
+from pytest_crate.plugin.sharing import Sharing
 from pytest_crate.plugin.walk import OWNER, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
@@ -50,6 +53,11 @@ class Conductor:
         self._next: pytest.Item | None = None
         self._specs: dict[CrateSpec, dict[str, object]] = {}
         self._walk: Walk | None = None
+        self._items: list[pytest.Item] = []
+        self._waiting: Body | None = None  # a crate with a process that waits for another test
+        self._last: pytest.Item | None = None
+        self._shared = 0
+        self._fixtures = 0
         self._output: ChildOutput | None = None
         self._own_failure = False
 
@@ -73,7 +81,15 @@ class Conductor:
         # Registered last and tried first: the outermost of all.
         conductor = cls(config, crates)
         config.pluginmanager.register(conductor, "crate-conductor")
-        echo.install(config, conductor.echo)
+        shared = conductor.number(session.items)
+        echo.install(config, conductor.echo, around_protocol=conductor.echo_around_protocol if shared else None)
+
+    def number(self, items: Iterable[pytest.Item]) -> bool:
+        """Number the items, so that a child finds the next one; return whether any may share a crate."""
+        self._items = list(items)
+        for number, item in enumerate(self._items):
+            item.stash[sharing.NUMBER] = number
+        return any(sharing.home_of(item) is not None for item in self._items)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -95,6 +111,14 @@ class Conductor:
             unsupported=self.crates.policy,  # type: ignore[arg-type]
         )
 
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        finally:
+            # Before those who measure a run as a whole look at it: -x leaves a crate behind that waits.
+            self._retire()
+
     def pytest_unconfigure(self) -> None:
         if os.getpid() == self.config.stash[OWNER]:
             self.crates.close()
@@ -106,17 +130,28 @@ class Conductor:
     def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None, object, object]:
         if request.scope == "function" or RIDER in self.config.stash:
             return (yield)
+        self._fixtures += 1
         self.crates.watch_fixture()
         try:
             return (yield)
         finally:
             self.crates.fixture_ready()
 
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[object]) -> None:
+        # A crate that was forked before has it still, and what it has patched.
+        if fixturedef.scope != "function" and fixturedef.cached_result is not None:
+            self._fixtures += 1
+
     def echo(self) -> echo.Echo:
         """What a call of a phase's hook in this process is beside one in a crate."""
         if self._walk is None:
             return "no"
         return "loud" if self._own_failure and self._walk.echo == "quiet" else self._walk.echo
+
+    def echo_around_protocol(self) -> Echo:
+        """The same of what is wrapped around the whole protocol of a test that shares its crate."""
+        rider = self._rider()
+        return "quiet" if rider is not None and rider.quiet else "no"
 
     # -- the protocol ----------------------------------------------------------------------------
 
@@ -136,13 +171,63 @@ class Conductor:
         finally:
             walk = item.stash.get(_WALK, None)
             if walk is not None:
-                if walk.rider is not None:
-                    walk.rider.ends(failure)
                 if failure is not None:
+                    if walk.rider is not None:
+                        walk.rider.ends(failure)
                     walk.abandon()
                 walk.disarm()
                 del item.stash[_WALK]
                 self._walk = None
+                if walk.rider is None:
+                    self._waiting, self._last = (walk.body, item) if walk.is_over else (None, None)
+                elif not walk.rider.over:
+                    walk.rider.ends()
+                elif walk.begins_ride:
+                    self._ride_on(walk.rider)
+            elif RIDER in self.config.stash:  # the protocol broke off before the set-up
+                self.config.stash[RIDER].ends(failure)
+
+    def _ride_on(self, rider: Rider) -> NoReturn:
+        """In a child, after its first test: walk the other tests of its crate through the protocol, as pytest would."""
+        try:
+            while (numbers := rider.await_test()) is not None:
+                item, following = (None if number < 0 else self._items[number] for number in numbers)
+                self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        except BaseException as error:  # noqa: BLE001 - the child must not get back into pytest
+            rider.ends(error)
+        rider.ends()
+
+    def _crate_to_share(self, item: pytest.Item) -> Body | Sharing | None:
+        """In pytest: return the crate that an item goes on in, or what others may share its own by."""
+        waiting, last = self._waiting, self._last
+        home = sharing.home_of(item) if self.config.stash[HOME].shares(item) else None
+        if (
+            waiting is not None
+            and last is not None
+            and waiting.sharing is not None
+            and waiting.sharing.home is home
+            and sharing.follows(item, last)
+            # What has been set up or torn down in pytest since the fork, the crate doesn't know.
+            and waiting.sharing.fixtures == self._fixtures
+            and not private.sets_up_collectors(item, last)
+        ):
+            self._waiting = None
+            return waiting
+        exceeded = self._retire()
+        if exceeded:
+            raise CrateFailed(
+                "what the tests before left running in the crate that this one would share has gone over a limit: "
+                f"{', '.join(exceeded)}"
+            )
+        if home is None:
+            return None
+        self._shared += 1
+        return Sharing(home=home, number=self._shared, fixtures=self._fixtures)
+
+    def _retire(self) -> Sequence[str]:
+        """In pytest: end the crate that waits for another test; return the limits that it has exceeded meanwhile."""
+        waiting, self._waiting = self._waiting, None
+        return [] if waiting is None else waiting.retire()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -152,9 +237,22 @@ class Conductor:
                 if earlier.rider is not None:
                     earlier.rider.ends()
                 earlier.disarm()
-            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self._child_output(), self)
+            walk = Walk(
+                item,
+                item.stash[specs.SPEC],
+                self._create,
+                self._prepare_next,
+                self._crate_to_share,
+                self._next,
+                self._child_output(),
+                self,
+            )
             item.stash[_WALK] = self._walk = walk
-            walk.arm()
+            rider = self._rider()
+            if rider is None:
+                walk.arm()
+            else:
+                walk.ride_on(rider)
         return (yield from self._phase(item, "setup"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -162,7 +260,12 @@ class Conductor:
         return (yield from self._phase(item, "call"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        walk = item.stash.get(_WALK, None)
+        if walk is not None:
+            walk.goes_on = sharing.follows(nextitem, item)
         return (yield from self._phase(item, "teardown"))
 
     def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
@@ -188,7 +291,8 @@ class Conductor:
         return self._output
 
     def _prepare_next(self) -> None:
-        if self._next is not None and specs.rides(self._next):
+        shared = self._walk is not None and sharing.follows(self._next, self._walk.item)
+        if self._next is not None and not shared and specs.rides(self._next):
             self.crates.prepare(self._next.stash[specs.SPEC])
 
     # -- reports ---------------------------------------------------------------------------------
@@ -301,7 +405,7 @@ class Conductor:
     def pytest_runtest_logfinish(self) -> None:
         rider = self._rider()
         if rider is not None:
-            rider.ends()
+            rider.finishes()
 
     def _rider(self) -> Rider | None:
         return self.config.stash.get(RIDER, None)

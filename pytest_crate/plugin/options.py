@@ -22,6 +22,7 @@ _DEFAULTS = {
     "timeout": ("SECONDS", "wall time of each crate, after which it is killed"),
     "image": ("IMAGE", "root filesystem of each crate: a name or a path"),
     "network": ("none|host", "network of each crate"),
+    "scope": ("function|class|module", "which tests share a crate: function is a crate each"),
 }
 CEILINGS = ("memory", "cpus", "pids", "timeout", "tmpfs")
 

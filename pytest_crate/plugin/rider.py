@@ -33,8 +33,22 @@ class Rider:
         self._pipe: ReportPipe
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
+        self._failed = self._gone_through = False
         self._shows_fixtures = False
         self._turn: str | None = None
+        self._quiet = False
+        self._over = False
+        self._captured = ("", "")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether hooks that are called now have done their work in pytest's process already."""
+        return self._quiet
+
+    @property
+    def over(self) -> bool:
+        """Whether the test has ended, and the crate may go on with another."""
+        return self._over
 
     def enter(self, where: str, plugin: object) -> None:
         """Enter the crate, and give up what isn't the child's.
@@ -78,9 +92,39 @@ class Rider:
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(config, "pytest_runtest_logreport", plugin)
         private.keep_only(config, "pytest_runtest_logfinish", plugin)
+        # The beginning of a later test is for the mirror to tell; live logs begin anew for each.
+        private.keep_only(config, "pytest_runtest_logstart", plugin, config.pluginmanager.getplugin("logging-plugin"))
         if self._output is not None:
             private.call_before_terminal(config, self._writes)
         self._interplay.child_starts(self.item)
+
+    def await_test(self) -> tuple[int, int] | None:
+        """Wait for the number of the next test in this crate, and of the one after it; None if none follows."""
+        told = self._pipe.await_test()
+        if told is None:
+            return None
+        self._captured = told.captured
+        return told.number, told.following
+
+    def goes_on(self, item: pytest.Item) -> None:
+        """Go on with another test, whose hooks before its own set-up have been called in pytest, too."""
+        self.item, self.phase = item, "setup"
+        self._phase_report, self._turn = None, None
+        self._over = self._failed = self._gone_through = False
+        item.setup = self._set_up  # type: ignore[method-assign]
+
+    def _set_up(self) -> None:
+        del self.item.setup  # the class's own method again
+        config = self.item.config
+        if self._output is not None:
+            # What hooks have printed since the last test's end, they have printed in pytest, too.
+            private.take_captured(config)
+            private.write_captured(config, *self._captured)
+        private.take_junit_records(self.item)
+        if config.pluginmanager.hasplugin("warnings"):
+            self._warnings.start()
+        self._quiet = False
+        self.item.setup()
 
     def begins(self, phase: str) -> None:
         """Begin the next phase: not before its hook is called in the mirror, too."""
@@ -93,6 +137,7 @@ class Rider:
     def made(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
         """Send a phase's own report, which was just made."""
         self._phase_report = report
+        self._failed = self._failed or report.failed
         # Before the mirror goes on and prints: both write to one terminal, or to one pipe.
         flush(self.item.config)
         self._pipe.send(
@@ -113,10 +158,17 @@ class Rider:
 
     def logs(self, report: pytest.TestReport) -> None:
         """Send a report that isn't a phase's, such as a subtest's."""
+        if self._gone_through:
+            return
         if self.phase == "teardown" and self._phase_report is not None and report.when == "setup":
-            # The protocol is over, and another plugin goes through its reports: so does the mirror.
-            self.ends()
+            # The protocol is over, and another plugin goes through its reports: so does the mirror. It may try a test
+            # that has failed again, in a crate of its own.
+            if self._body.sharing is None or self._failed:
+                self.ends()
+            self._gone_through = True
+            return
         if report is not self._phase_report:
+            flush(self.item.config)
             self._pipe.send({"logged": transfer.pack_report(self.item.config, report)})
 
     def interacts(self) -> None:
@@ -135,6 +187,15 @@ class Rider:
         self._pipe.send({"debugger": entered})
         self._pipe.await_mirror(ATTENDED)
 
+    def finishes(self) -> None:
+        """At the end of the test: leave, or wait for another where the crate is shared."""
+        if self._body.sharing is None:
+            self.ends()
+        if not self._over:
+            flush(self.item.config)
+            self._pipe.send({"over": True, "brought": self._interplay.take(self.item, leaves=False)})
+            self._over = self._quiet = True
+
     def ends(self, error: BaseException | None = None) -> NoReturn:
         """Leave, with the reason if the protocol was broken off."""
         try:
@@ -146,7 +207,7 @@ class Rider:
             elif error is not None:
                 self._pipe.send({"error": f"{type(error).__name__}: {error}"})
             flush(self.item.config)
-            self._pipe.send({"leaves": True, "brought": self._interplay.take(self.item)})
+            self._pipe.send({"leaves": True, "brought": self._interplay.take(self.item, leaves=True)})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens

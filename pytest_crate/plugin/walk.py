@@ -32,8 +32,9 @@ from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.failed import CrateFailed, CrateForkWarning
 from pytest_crate.plugin.interplay import HOME
 from pytest_crate.plugin.output import ChildOutput, flush
-from pytest_crate.plugin.report_pipe import NEXT_PHASE
+from pytest_crate.plugin.report_pipe import LEAVE, NEXT_PHASE
 from pytest_crate.plugin.rider import RIDER, Rider, die
+from pytest_crate.plugin.sharing import Sharing, number_of
 from pytest_crate.result import CrateResult, Exit
 from pytest_crate.sandbox import wire
 from pytest_crate.spec import CrateSpec
@@ -53,20 +54,26 @@ class Walk:
         spec: CrateSpec,
         create: Callable[[pytest.Item], Sandbox],
         prepare_next: Callable[[], None],
+        crate_to_share: Callable[[pytest.Item], Body | Sharing | None],
+        following: pytest.Item | None,
         output: ChildOutput | None,
         plugin: object,
     ) -> None:
         """
+        :param crate_to_share: returns the crate that the item can go on in, or how tests after it may share its own.
         :param output: where the child's captured output goes; None if it writes to the terminal as it runs.
         """
         self.item = item
         self.spec = spec
         self.plugin = plugin
         self.rider: Rider | None = None
+        self.begins_ride = True
         self.uncrated: str | None = None
         self.exception: pytest.ExceptionInfo[BaseException] | None = None
         self._create = create
         self._prepare_next = prepare_next
+        self._crate_to_share = crate_to_share
+        self._following = following
         self._output = output
         self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
@@ -80,6 +87,10 @@ class Walk:
         self._collapsed: set[str] = set()
         self._threads: tuple[threads.OtherThread, ...] = ()
         self._own_output: dict[str, tuple[str, str]] = {}
+        self._follows = False
+        self._result: CrateResult | None = None
+        self.goes_on = False
+        """In the mirror, from the teardown on: the next test shares the crate."""
 
     @property
     def in_child(self) -> bool:
@@ -88,8 +99,8 @@ class Walk:
 
     @property
     def result(self) -> CrateResult | None:
-        """What became of the crate, when it has ended."""
-        return None if self._made is None else self._made.result
+        """What became of the crate, when it has ended, or the test in it."""
+        return self._result if self._made is None or self._made.alive else self._made.result
 
     @property
     def stacks(self) -> str:
@@ -117,21 +128,37 @@ class Walk:
         """Have the item's set-up step done in a crate."""
         self.item.setup = self._set_up  # type: ignore[method-assign]
 
+    def ride_on(self, rider: Rider) -> None:
+        """In a child: have the item's set-up step done here, in the crate that other tests have been in before."""
+        self.rider, self.begins_ride = rider, False
+        rider.goes_on(self.item)
+
     def disarm(self) -> None:
         """Give the item its own methods back, and leave no crate behind."""
         for name in ("setup", "runtest"):
             self.item.__dict__.pop(name, None)
-        if not self.in_child:
+        if not self.in_child and not self.is_over:
             self._end()
+
+    @property
+    def body(self) -> Body | None:
+        """In the mirror: the process in the item's crate."""
+        return self._made
+
+    @property
+    def is_over(self) -> bool:
+        """In the mirror: whether the test has ended, and its crate waits for another."""
+        return self._result is not None and self._body.alive
 
     def phase_starts(self, phase: Phase) -> None:
         """Note that a phase's hook is called: in the child not before it is called in the mirror, too."""
         self._phase, self._phase_over = phase, False
+        self.exception = None  # the one of the phase before
         if phase == "setup":
             return  # there is no child yet
         if self.rider is not None:
             self.rider.begins(phase)
-        elif self._made is not None and self._made.alive and self._output is None:
+        elif self._made is not None and self._made.alive and not self.is_over and self._output is None:
             self._made.let_go_on(NEXT_PHASE)
 
     def phase_ends(self) -> None:
@@ -142,8 +169,7 @@ class Walk:
         del self.item.setup  # the class's own method again
         try:
             private.set_up_wider_fixtures(self.item, self._interplay.wider_fixtures(self.item))
-            self._check_threads()
-            here = self._enter_crate()
+            here = self._go_on_or_enter()
         except BaseException:
             if not self._mirroring:
                 private.forget_teardown(self.item)
@@ -151,7 +177,22 @@ class Walk:
         if here:
             self.item.setup()
 
-    def _enter_crate(self) -> bool:
+    def _go_on_or_enter(self) -> bool:
+        __tracebackhide__ = True
+        body = self._crate_to_share(self.item)
+        if not isinstance(body, Body):
+            self._check_threads()
+            return self._enter_crate(body)
+        self._made, self._follows = body, True
+        self._mirror()
+        # The child has begun one in its own protocol.
+        private.dump_stacks_in_time(self.item.config, here=False)
+        body.goes_on(self.item, number_of(self.item), number_of(self._following))
+        self._prepare_next()
+        self._await("setup")
+        return False
+
+    def _enter_crate(self, sharing: Sharing | None) -> bool:
         """Fork into a fresh crate; return whether the item's own set-up is to be done in the calling process."""
         __tracebackhide__ = True
         try:
@@ -167,7 +208,7 @@ class Walk:
             here = os.getcwd()
         except FileNotFoundError:  # a test before this one removed it
             here = str(self.item.config.rootpath)
-        self._made = body = Body(self.item, self.spec, sandbox, self._output, self._interplay, self._threads)
+        self._made = body = Body(self.item, self.spec, sandbox, self._output, self._interplay, self._threads, sharing)
         self._interplay.before_fork(self.item)
         flush(self.item.config)
         if self._output is not None:
@@ -222,18 +263,19 @@ class Walk:
             self._body.interrupt()
             with contextlib.suppress(CrateFailed):  # nobody asks any more
                 self._body.take_rest()
+            self._end()
 
     # -- the mirror ------------------------------------------------------------------------------
 
     def _become_mirror(self, pid: int) -> None:
-        self._mirroring = True
+        self._mirror()
         self._body.starts(pid)
+
+    def _mirror(self) -> None:
+        self._mirroring = True
         # The item's own teardown is the child's. It is on the stack already.
         private.forget_teardown(self.item, self._tear_down)
         self.item.runtest = self._run_test  # type: ignore[method-assign]
-        self._interplay.mirror_starts(self.item)
-        if self._interplay.brings_much(self.item):
-            self._body.takes_much()
 
     def _run_test(self) -> None:
         __tracebackhide__ = True
@@ -246,7 +288,13 @@ class Walk:
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
         try:
-            self._body.take_rest()
+            self._body.take_rest(waits=self._body.sharing is not None)
+            if self._body.over:
+                if self.goes_on and not self._body.exceeded_since():
+                    self._result = self._body.test_ends()
+                    return
+                self._body.tell(LEAVE)
+                self._body.take_rest()
         except CrateFailed:
             self._collapsed.add("teardown")
             self._end()
@@ -280,7 +328,9 @@ class Walk:
     @property
     def echo(self) -> Echo:
         """What a hook of a phase, called in this process, is beside that in the crate."""
-        if not self._mirroring or self.in_child:
+        if self.rider is not None:
+            return "quiet" if self.rider.quiet else "no"
+        if not self._mirroring:
             return "no"
         return "loud" if self._collapsed else "quiet"
 
@@ -311,7 +361,7 @@ class Walk:
             if key != "log" and self._output is not None:
                 said_in = following[phase] if phase in self._own_output else phase
                 found[said_in, key] = text + found.get((said_in, key), "")
-            elif phase == "teardown":
+            elif phase == "teardown" or (phase == "setup" and self._follows):
                 found[phase, key] = text
         phases = {"setup": ("setup",), "call": ("setup", "call")}.get(when, ("setup", "call", "teardown"))
         return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if phase in phases]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from pytest_crate.errors import CrateError
-from pytest_crate.report.record import TestRecord
+from pytest_crate.report.record import TestRecord, shared_crates
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; a new field alone does not raise it."""
@@ -23,7 +23,12 @@ def json_report(host: Mapping[str, object], records: Iterable[TestRecord]) -> di
     :param host: what enforced the crates, as builtins.
     """
     tests = sorted(records, key=lambda record: record.nodeid)
-    return {"schema": SCHEMA_VERSION, "host": dict(host), "tests": [record.to_json() for record in tests]}
+    return {
+        "schema": SCHEMA_VERSION,
+        "host": dict(host),
+        "tests": [record.to_json() for record in tests],
+        "shared_crates": [crate.to_json() for crate in shared_crates(tests)],
+    }
 
 
 def write_report(path: str | os.PathLike[str], report: Mapping[str, object]) -> None:

@@ -68,7 +68,9 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+@pytest.mark.parametrize(
+    "args", [(), ("--crate-all",), ("--crate-all", "--crate-scope=module")], ids=["plain", "crated", "shared"]
+)
 def test_one_clean_stop(interrupt: Interrupt, args: tuple[str, ...]) -> None:
     """The interrupted line is named, the test's and the session's fixtures are torn down, as in a plain run."""
     code, out, down = interrupt(*args)
@@ -107,7 +109,9 @@ def test_a_second_one(interrupt: Interrupt) -> None:
     assert down == {"session-down"}
 
 
-@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+@pytest.mark.parametrize(
+    "args", [(), ("--crate-all",), ("--crate-all", "--crate-scope=module")], ids=["plain", "crated", "shared"]
+)
 def test_a_body_that_catches_it(interrupt: Interrupt, args: tuple[str, ...]) -> None:
     """A test that handles it ends as it likes, and the run goes on, as in a plain run."""
     code, out, down = interrupt(
