@@ -86,6 +86,8 @@ class Body:
         self.leaves = False
         self.reported = False
         self.over = False
+        self.steps: dict[str, int] = {}
+        """What the child's steps in the crate took, in microseconds."""
         self.channel, self.sending = os.pipe2(os.O_CLOEXEC)
         # Both ends are kept, so that writing is no error when the child has gone.
         self.awaited, self.step = os.pipe2(os.O_CLOEXEC)
@@ -145,6 +147,7 @@ class Body:
         self._tests += 1
         self._began = time.monotonic_ns()
         self._interrupted = self._forks_refused = self.over = False
+        self.steps = {}
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()
@@ -188,6 +191,8 @@ class Body:
     def attend_to(self, message: wire.Message) -> None:
         """Do what the child waits for, or what can't wait."""
         self.over = self.over or "over" in message
+        if "steps" in message and not self.steps:
+            self.steps = {str(step): int(spent) for step, spent in dict(message["steps"]).items()}
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
             self._take_terminal_back()

@@ -28,6 +28,7 @@ from pytest_crate.report.limits import near_limits
 from pytest_crate.report.record import TestRecord
 from pytest_crate.result import CrateResult
 from pytest_crate.sandbox.sandbox import Sandbox
+from pytest_crate.sandbox.steps import Clock
 from pytest_crate.sandbox.temporary import TemporaryEntries
 from pytest_crate.spec import CrateSpec
 
@@ -278,9 +279,9 @@ class Conductor:
             if walk is not None:
                 walk.phase_ends()
 
-    def _create(self, item: pytest.Item) -> Sandbox:
+    def _create(self, item: pytest.Item, clock: Clock) -> Sandbox:
         try:
-            return self.crates.create_or_refuse(item.stash[specs.SPEC])
+            return self.crates.create_or_refuse(item.stash[specs.SPEC], clock=clock)
         except CrateError as error:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
@@ -362,6 +363,9 @@ class Conductor:
                 for used, result in found
             ],
         }
+        steps = {} if walk is None else walk.steps()
+        if steps:
+            data["steps"] = steps
         report.crate = data  # type: ignore[attr-defined]
         if self.config.getoption("xmlpath", None):
             record = TestRecord.from_json({**data, "nodeid": report.nodeid, "outcome": "passed"})

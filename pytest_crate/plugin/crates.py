@@ -16,6 +16,7 @@ from pytest_crate.plugin import options, private
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
 from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
+from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Crates:
         self.find_image = find_image
         self.policy = options.unsupported_policy(config)
         self._entries = entries
-        self._engine = Engine(cgroup_parent=config.getini("crate_cgroup_parent") or None)
+        self._engine = Engine(
+            cgroup_parent=config.getini("crate_cgroup_parent") or None, steps=config.getoption("crate_debug")
+        )
         self._store: ImageStore | None = None
         self._opened: set[str] = set()
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
@@ -54,7 +57,7 @@ class Crates:
         """What enforces crates here."""
         return self._engine.enforcement
 
-    def create(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+    def create(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate of a spec.
 
         :param timed: for programs: kill it at the spec's timeout, counted from now on. A body's time is counted by
@@ -66,7 +69,10 @@ class Crates:
         operations = self.plan(spec) if not timed else self._plan_program(spec)
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
-        return self._engine.create(spec, operations, timed=timed)
+        clock.done("plan the root")
+        sandbox = self._engine.create(spec, operations, timed=timed)
+        clock.done("have it made")
+        return sandbox
 
     def prepare(self, spec: CrateSpec) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
@@ -75,14 +81,14 @@ class Crates:
             with contextlib.suppress(CrateError, OSError):
                 self._engine.prepare(spec, self._plan(spec, self._seen))
 
-    def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+    def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
 
         :raises Uncrated: the policy is ``run``.
         :raises CrateError: as :meth:`create`.
         """
         try:
-            return self.create(spec, timed=timed)
+            return self.create(spec, timed=timed, clock=clock)
         except HostError as error:
             reason = f"crate not supported here: {error}"
         # Outside the handler: the reason is the whole story, with no "during handling of" before it.

@@ -16,16 +16,27 @@ from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import ATTENDED, NEXT_PHASE, ReportPipe
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.environment import payload_environment
+from pytest_crate.sandbox.steps import Clock
 
 if TYPE_CHECKING:
     from pytest_crate.plugin.interplay import Interplay
 
 
+_SENT = {
+    "setup": "send the set-up's report",
+    "call": "send the call's report",
+    "teardown": "send the teardown's report",
+}
+
+
 class Rider:
     """In a forked child: what rides in the crate, and its way to speak to the mirror."""
 
-    def __init__(self, item: pytest.Item, body: Body, output: ChildOutput | None, interplay: Interplay) -> None:
+    def __init__(
+        self, item: pytest.Item, body: Body, output: ChildOutput | None, interplay: Interplay, clock: Clock
+    ) -> None:
         self.item = item
+        self._clock = clock
         self.phase = "setup"
         self._body = body
         self._output = output
@@ -65,6 +76,7 @@ class Rider:
             self._pipe = ReportPipe(body.sending, body.awaited)
             if self._output is not None:
                 self._output.in_child()
+            self._clock.done("take its own session and output")
             environ = payload_environment(spec, dict(os.environ))
             for name in set(os.environ) - set(environ):
                 del os.environ[name]
@@ -77,12 +89,14 @@ class Rider:
                 raise SandboxError(
                     "enter the working directory", syscall="chdir", path=where, errno=error.errno
                 ) from error
-            child.confine(body.sandbox.entry, who)
+            self._clock.done("set the environment and the directory")
+            child.confine(body.sandbox.entry, who, self._clock)
             body.sandbox.disown()
             if faulthandler.is_enabled():
                 faulthandler.enable(file=body.stacks_sending)
             faulthandler.register(STACKS_SIGNAL, file=body.stacks_sending, all_threads=True, chain=False)
             wire.write_frame(body.sending, {"entered": True})
+            self._clock.done("close what is the engine's")
         except SandboxError as error:
             die(body.sending, error)
         if config.pluginmanager.hasplugin("warnings"):
@@ -97,6 +111,7 @@ class Rider:
         if self._output is not None:
             private.call_before_terminal(config, self._writes)
         self._interplay.child_starts(self.item)
+        self._clock.done("change pytest's state")
 
     def await_test(self) -> tuple[int, int] | None:
         """Wait for the number of the next test in this crate, and of the one after it; None if none follows."""
@@ -104,6 +119,7 @@ class Rider:
         if told is None:
             return None
         self._captured = told.captured
+        self._clock.done("wait for pytest")
         return told.number, told.following
 
     def goes_on(self, item: pytest.Item) -> None:
@@ -133,9 +149,11 @@ class Rider:
         if phase == "teardown":
             private.own_wider_finalizers(self.item)
         self._pipe.await_mirror(NEXT_PHASE)
+        self._clock.done("wait for pytest")
 
     def made(self, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
         """Send a phase's own report, which was just made."""
+        self._clock.done("set-up" if self.phase == "setup" else self.phase)
         self._phase_report = report
         self._failed = self._failed or report.failed
         # Before the mirror goes on and prints: both write to one terminal, or to one pipe.
@@ -155,6 +173,7 @@ class Rider:
         if self.phase == "setup":
             # Between set-up and call, --setup-show names the item and its fixtures: once, and in the mirror.
             self._shows_fixtures = private.show_fixtures(self.item.config, shown=False)
+        self._clock.done(_SENT[self.phase])
 
     def logs(self, report: pytest.TestReport) -> None:
         """Send a report that isn't a phase's, such as a subtest's."""
@@ -193,7 +212,9 @@ class Rider:
             self.ends()
         if not self._over:
             flush(self.item.config)
-            self._pipe.send({"over": True, "brought": self._interplay.take(self.item, leaves=False)})
+            brought = self._interplay.take(self.item, leaves=False)
+            self._clock.done("finish")
+            self._pipe.send({"over": True, "brought": brought, "steps": self._clock.spent()})
             self._over = self._quiet = True
 
     def ends(self, error: BaseException | None = None) -> NoReturn:
@@ -207,7 +228,9 @@ class Rider:
             elif error is not None:
                 self._pipe.send({"error": f"{type(error).__name__}: {error}"})
             flush(self.item.config)
-            self._pipe.send({"leaves": True, "brought": self._interplay.take(self.item, leaves=True)})
+            brought = self._interplay.take(self.item, leaves=True)
+            self._clock.done("finish")
+            self._pipe.send({"leaves": True, "brought": brought, "steps": self._clock.spent()})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens

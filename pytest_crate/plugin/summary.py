@@ -22,6 +22,7 @@ class Summary:
         self._specs: dict[str, dict[str, Any]] = {}
         self._host: dict[str, Any] = {}
         self._header = ""
+        self._steps: list[dict[str, dict[str, int]]] = []
         self._report_line: tuple[str, bool] | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -55,6 +56,8 @@ class Summary:
         from pytest_crate.report.record import TestRecord
 
         self._host, self._header = data["host"], data["header"]
+        if "steps" in data:
+            self._steps.append(data["steps"])
         # Thousands of tests share a few specs: one copy of each is kept.
         spec = self._specs.setdefault(repr(data["spec"]), data["spec"])
         self._records.append(TestRecord.from_json({**data, "spec": spec, "nodeid": nodeid, "outcome": outcome}))
@@ -104,6 +107,11 @@ class Summary:
             for text, markup in line:
                 terminalreporter.write(text, **markup)
             terminalreporter.line("")
+        if self._steps:
+            from pytest_crate.report.profile import profile_lines
+
+            for text in profile_lines(self._steps):
+                terminalreporter.write_line(text)
 
 
 def _outcome(report: pytest.TestReport) -> str:

@@ -37,12 +37,19 @@ from pytest_crate.plugin.rider import RIDER, Rider, die
 from pytest_crate.plugin.sharing import Sharing, number_of
 from pytest_crate.result import CrateResult, Exit
 from pytest_crate.sandbox import wire
+from pytest_crate.sandbox.steps import OFF, Clock, Running
 from pytest_crate.spec import CrateSpec
 
 if TYPE_CHECKING:
     from pytest_crate.sandbox.sandbox import Sandbox
 
 Phase = Literal["setup", "call", "teardown"]
+
+_WAITED: Mapping[Phase, str] = {
+    "setup": "wait for the set-up's report",
+    "call": "wait for the call's report",
+    "teardown": "wait for the teardown's report",
+}
 
 
 class Walk:
@@ -52,7 +59,7 @@ class Walk:
         self,
         item: pytest.Item,
         spec: CrateSpec,
-        create: Callable[[pytest.Item], Sandbox],
+        create: Callable[[pytest.Item, Clock], Sandbox],
         prepare_next: Callable[[], None],
         crate_to_share: Callable[[pytest.Item], Body | Sharing | None],
         following: pytest.Item | None,
@@ -70,6 +77,7 @@ class Walk:
         self.begins_ride = True
         self.uncrated: str | None = None
         self.exception: pytest.ExceptionInfo[BaseException] | None = None
+        self._clock = Running() if item.config.getoption("crate_debug") else OFF
         self._create = create
         self._prepare_next = prepare_next
         self._crate_to_share = crate_to_share
@@ -167,8 +175,11 @@ class Walk:
 
     def _set_up(self) -> None:
         del self.item.setup  # the class's own method again
+        if self._clock is not OFF:
+            self._clock = Running()
         try:
             private.set_up_wider_fixtures(self.item, self._interplay.wider_fixtures(self.item))
+            self._clock.done("set up wider fixtures")
             here = self._go_on_or_enter()
         except BaseException:
             if not self._mirroring:
@@ -182,13 +193,16 @@ class Walk:
         body = self._crate_to_share(self.item)
         if not isinstance(body, Body):
             self._check_threads()
+            self._clock.done("look for threads")
             return self._enter_crate(body)
         self._made, self._follows = body, True
         self._mirror()
         # The child has begun one in its own protocol.
         private.dump_stacks_in_time(self.item.config, here=False)
         body.goes_on(self.item, number_of(self.item), number_of(self._following))
+        self._clock.done("part from the child")
         self._prepare_next()
+        self._clock.done("have the next one begun")
         self._await("setup")
         return False
 
@@ -196,7 +210,7 @@ class Walk:
         """Fork into a fresh crate; return whether the item's own set-up is to be done in the calling process."""
         __tracebackhide__ = True
         try:
-            sandbox = self._create(self.item)
+            sandbox = self._create(self.item, self._clock)
         except Uncrated as refusal:
             self.uncrated = refusal.reason
             return True
@@ -221,23 +235,28 @@ class Walk:
         gc.freeze()
         # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._clock.done("get ready to fork")
+        childs = Running() if self._clock is not OFF else OFF
         try:
-            pid = sandbox.fork(lambda error: die(body.sending, error))
+            pid = sandbox.fork(lambda error: die(body.sending, error), childs)
         except SandboxError as error:
             self._after_fork(mask, body)
             raise CrateFailed(f"the crate could not be entered: {error}") from None
         if pid == 0:
-            self.rider = rider = Rider(self.item, body, self._output, self._interplay)
+            self.rider = rider = Rider(self.item, body, self._output, self._interplay, childs)
             self.item.config.stash[RIDER] = rider
             rider.enter(here, self.plugin)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return True
+        self._clock.done("fork")
         self._become_mirror(pid)
         self._after_fork(mask, body)
         if self._output is not None:
             self._output.in_mirror()
+        self._clock.done("part from the child")
         # While the child is at work, and pytest waits.
         self._prepare_next()
+        self._clock.done("have the next one begun")
         self._await("setup")
         return False
 
@@ -291,7 +310,9 @@ class Walk:
             self._body.take_rest(waits=self._body.sharing is not None)
             if self._body.over:
                 if self.goes_on and not self._body.exceeded_since():
+                    self._clock.done("wait for the child's end")
                     self._result = self._body.test_ends()
+                    self._clock.done("read its usage and have it removed")
                     return
                 self._body.tell(LEAVE)
                 self._body.take_rest()
@@ -300,7 +321,9 @@ class Walk:
             self._end()
             raise
         exit_ = self._body.wait_for_exit()
+        self._clock.done("wait for the child's end")
         self._end()
+        self._clock.done("read its usage and have it removed")
         # What a daemon has met since its test's last report, up to its own end, counts as well.
         if self._body.exceeded:
             self._collapsed.add("teardown")
@@ -310,6 +333,14 @@ class Walk:
             raise CrateFailed(
                 f"the test's process ended with {exit_} after its last report, instead of leaving by itself"
             )
+
+    def steps(self) -> dict[str, Mapping[str, int]]:
+        """In the mirror, with ``--crate-debug``: what each step took, by process, in microseconds."""
+        spent = self._clock.spent()
+        if not spent or self._made is None:
+            return {}
+        made = {} if self._follows else self._made.sandbox.steps
+        return {"pytest": spent, **made, "body": self._made.steps}
 
     def mirror_report(self, when: str) -> pytest.TestReport | None:
         """In the mirror: the child's report of a phase, a new copy at each call; None if it sent none."""
@@ -372,6 +403,8 @@ class Walk:
 
     def _await(self, phase: Phase) -> None:
         """Wait for the child's report of a phase; pass on what comes before it."""
+        if phase != "setup":
+            self._clock.done("hooks after the set-up" if phase == "call" else "hooks after the call")
         try:
             try:
                 data = self._next_report(phase)
@@ -391,6 +424,7 @@ class Walk:
                 # Another plugin's own timeout, raised from a signal.
                 error.add_note(threads.left_behind(self._threads))
             raise
+        self._clock.done(_WAITED[phase])
         if phase == "call":
             self._body.sandbox.note_levels()
         exceeded = self._body.exceeded_since()

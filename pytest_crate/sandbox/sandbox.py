@@ -21,6 +21,7 @@ from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, se
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.launcher import CONTROL_FD, LIMIT_FIELDS
+from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -65,7 +66,11 @@ class Engine:
     Requests may come from several threads; each is answered before the next is sent.
     """
 
-    def __init__(self, *, cgroup_parent: str | None = None) -> None:
+    def __init__(self, *, cgroup_parent: str | None = None, steps: bool = False) -> None:
+        """
+        :param steps: have the launcher tell what the steps of making a crate took.
+        """
+        self._steps = steps
         self._cgroup_parent = cgroup_parent
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
@@ -244,6 +249,8 @@ class Engine:
         self._count += 1
         number = self._count
         message: dict[str, object] = {"request": "create", "crate": number}
+        if self._steps:
+            message["steps"] = True
         if self._design is not design:
             message["design"] = design.data
         self._send(channel, message)
@@ -331,6 +338,7 @@ class Engine:
             root=root,
             group=group,
             deadline=answer["deadline"],
+            steps=answer.get("steps", {}),
             entry=child.Entry(
                 enter_files=group.enter_files,
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
@@ -522,6 +530,7 @@ class Sandbox:
         root: int,
         group: cgroup.Cgroup,
         deadline: float | None,
+        steps: Mapping[str, Mapping[str, int]],
         entry: child.Entry,
     ) -> None:
         self._engine = engine
@@ -536,23 +545,27 @@ class Sandbox:
         self.root = root
         """Descriptor of the crate's root directory."""
         self.entry = entry
+        self.steps = steps
+        """What the steps of its making took, by process, in microseconds."""
         self.started = time.monotonic_ns()
 
-    def fork(self, refuse: Callable[[SandboxError], NoReturn]) -> int:
+    def fork(self, refuse: Callable[[SandboxError], NoReturn], clock: Clock = OFF) -> int:
         """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
 
         In the child the calling thread is the only one; it is in the crate's cgroup and namespaces
         but not yet confined (:func:`child.confine`).
 
         :param refuse: called in the child if it can't enter; ends the process.
+        :param clock: the child's.
         :raises SandboxError: a step is refused, in the parent.
         """
         self.started = time.monotonic_ns()
         with libc.os_step("fork into the crate", "fork"):
             pid = namespaces.fork_inside(self.entry.namespaces)
         if pid == 0:
+            clock.done("be born")
             try:
-                child.enter(self.entry)
+                child.enter(self.entry, clock)
             except SandboxError as error:
                 refuse(error)
         return pid
