@@ -14,13 +14,13 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 import pytest
 
-from pytest_crate.plugin import keyboard, private, threads
+from pytest_crate.plugin import keyboard, measured, private, threads
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import (
@@ -86,8 +86,10 @@ class Body:
         self.leaves = False
         self.reported = False
         self.over = False
-        self.steps: dict[str, int] = {}
+        self.steps: Mapping[str, int] = {}
         """What the child's steps in the crate took, in microseconds."""
+        self.imports: Mapping[str, int] = {}
+        """What its imports took, likewise."""
         self.channel, self.sending = os.pipe2(os.O_CLOEXEC)
         # Both ends are kept, so that writing is no error when the child has gone.
         self.awaited, self.step = os.pipe2(os.O_CLOEXEC)
@@ -147,7 +149,7 @@ class Body:
         self._tests += 1
         self._began = time.monotonic_ns()
         self._interrupted = self._forks_refused = self.over = False
-        self.steps = {}
+        self.steps, self.imports = {}, {}
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()
@@ -189,10 +191,16 @@ class Body:
         return ", ".join(map(str, self._threads)) if hung else ""
 
     def attend_to(self, message: wire.Message) -> None:
-        """Do what the child waits for, or what can't wait."""
+        """Do what the child waits for, or what can't wait.
+
+        :raises CrateFailed: it is not what the child sends.
+        """
         self.over = self.over or "over" in message
-        if "steps" in message and not self.steps:
-            self.steps = {str(step): int(spent) for step, spent in dict(message["steps"]).items()}
+        try:
+            self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
+            self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
+        except ValueError as error:
+            raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
             self._take_terminal_back()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_crate.errors import CrateError, HostError
-from pytest_crate.plugin import echo, private, reach, sharing, specs
+from pytest_crate.plugin import echo, imports, private, reach, sharing, specs
 from pytest_crate.plugin.body import Body
 from pytest_crate.plugin.crates import Crates, Uncrated
 from pytest_crate.plugin.echo import Echo
@@ -66,12 +66,14 @@ class Conductor:
     def take_over(cls, session: pytest.Session, entries: TemporaryEntries) -> None:
         """Decide which items get a crate; if any does, join the run.
 
-        :raises pytest.UsageError: a crate is described wrongly.
+        :raises pytest.UsageError: a crate is described wrongly, or a module to be preloaded can't be imported.
         """
         config = session.config
         find_image = specs.ImageFinder(config)
         if not specs.assign(config, session.items, find_image) or config.getoption("collectonly"):
             return
+        if any(map(specs.rides, session.items)):
+            imports.preload(config.getini("crate_preload"))
         crates = Crates(config, entries, find_image)
         config.stash[CRATES] = crates
         config.stash[OWNER] = os.getpid()
@@ -366,6 +368,8 @@ class Conductor:
         steps = {} if walk is None else walk.steps()
         if steps:
             data["steps"] = steps
+        if walk is not None and walk.imports:
+            data["imports"] = walk.imports
         report.crate = data  # type: ignore[attr-defined]
         if self.config.getoption("xmlpath", None):
             record = TestRecord.from_json({**data, "nodeid": report.nodeid, "outcome": "passed"})

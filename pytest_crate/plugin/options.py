@@ -45,6 +45,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("crate_mount", "host paths made visible in each crate: src[:dst][:ro|rw], one per line", "linelist")
     for key in CEILINGS:
         parser.addini(f"crate_{key}_ceiling", f"the most that a crate may ask for as {key}")
+    parser.addini(
+        "crate_preload", "modules to import once, before the first crate of a test's body: one per line", "linelist"
+    )
     parser.addini("crate_unsupported", f"a crate that the host can't enforce: {', '.join(POLICIES)}", default="fail")
     parser.addini("crate_fork_check", f"threads alive where a crate is forked: {', '.join(FORK_CHECKS)}", default="off")
     parser.addini("crate_cgroup_parent", "cgroup below which crates' cgroups are made")

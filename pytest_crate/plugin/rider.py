@@ -12,6 +12,7 @@ import pytest
 from pytest_crate.errors import SandboxError
 from pytest_crate.plugin import private, raised, transfer
 from pytest_crate.plugin.body import STACKS_SIGNAL, Body
+from pytest_crate.plugin.imports import ImportTimes
 from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import ATTENDED, NEXT_PHASE, ReportPipe
 from pytest_crate.sandbox import child, wire
@@ -42,6 +43,7 @@ class Rider:
         self._output = output
         self._interplay = interplay
         self._pipe: ReportPipe
+        self._imports = ImportTimes()
         self._warnings = transfer.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
         self._failed = self._gone_through = False
@@ -111,6 +113,7 @@ class Rider:
         if self._output is not None:
             private.call_before_terminal(config, self._writes)
         self._interplay.child_starts(self.item)
+        self._imports.start()
         self._clock.done("change pytest's state")
 
     def await_test(self) -> tuple[int, int] | None:
@@ -214,8 +217,12 @@ class Rider:
             flush(self.item.config)
             brought = self._interplay.take(self.item, leaves=False)
             self._clock.done("finish")
-            self._pipe.send({"over": True, "brought": brought, "steps": self._clock.spent()})
+            self._pipe.send({"over": True, "brought": brought, **self._measured()})
             self._over = self._quiet = True
+
+    def _measured(self) -> dict[str, dict[str, int]]:
+        measured = {"steps": self._clock.spent(), "imports": self._imports.take()}
+        return {name: figures for name, figures in measured.items() if figures}
 
     def ends(self, error: BaseException | None = None) -> NoReturn:
         """Leave, with the reason if the protocol was broken off."""
@@ -230,7 +237,7 @@ class Rider:
             flush(self.item.config)
             brought = self._interplay.take(self.item, leaves=True)
             self._clock.done("finish")
-            self._pipe.send({"leaves": True, "brought": brought, "steps": self._clock.spent()})
+            self._pipe.send({"leaves": True, "brought": brought, **self._measured()})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens

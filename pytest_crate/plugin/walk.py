@@ -342,6 +342,11 @@ class Walk:
         made = {} if self._follows else self._made.sandbox.steps
         return {"pytest": spent, **made, "body": self._made.steps}
 
+    @property
+    def imports(self) -> Mapping[str, int]:
+        """In the mirror: what the child has imported, and the microseconds that took."""
+        return {} if self._made is None else self._made.imports
+
     def mirror_report(self, when: str) -> pytest.TestReport | None:
         """In the mirror: the child's report of a phase, a new copy at each call; None if it sent none."""
         data = self._reports.get(when)
