@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_crate.images import ImageStore
 
 
-_Plans = dict[tuple[CrateSpec, str | None], tuple[mounts.Operation, ...]]
+_Plans = dict[tuple[CrateSpec, str | None, tuple[str | int, ...]], tuple[mounts.Operation, ...]]
 
 
 class Crates:
@@ -67,9 +67,10 @@ class Crates:
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
         operations = self.plan(spec) if not timed else self._plan_program(spec)
+        clock.done("plan the root")
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
-        clock.done("plan the root")
+        clock.done("show what it is made of")
         sandbox = self._engine.create(spec, operations, timed=timed)
         clock.done("have it made")
         return sandbox
@@ -118,7 +119,7 @@ class Crates:
     def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
         if not rootfs.is_all_in_view(view):
             return self._plan_of(spec, view)
-        key = (spec, None if spec.image is None else self._open_image(spec.image))
+        key = (spec, None if spec.image is None else self._open_image(spec.image), rootfs.entries(view))
         if key not in self._plans:
             self._plans[key] = self._plan_of(spec, view)
         return self._plans[key]

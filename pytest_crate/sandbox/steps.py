@@ -10,6 +10,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "set up wider fixtures",
         "look for threads",
         "plan the root",
+        "show what it is made of",
         "have it made",
         "get ready to fork",
         "fork",
