@@ -153,8 +153,11 @@ class Body:
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()
-        flush(item.config)
-        captured = ("", "") if self._output is None else private.take_captured(item.config)
+        captured = ("", "")
+        if self._output is None:
+            flush(item.config)
+        else:
+            captured = private.take_captured(item.config)
         self.tell(NEXT_TEST + NextTest(number=number, following=following, captured=captured).encode())
 
     def test_ends(self) -> CrateResult:

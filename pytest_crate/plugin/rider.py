@@ -49,6 +49,7 @@ class Rider:
         self._failed = self._gone_through = False
         self._shows_fixtures = False
         self._turn: str | None = None
+        self._wrote = False
         self._quiet = False
         self._over = False
         self._captured = ("", "")
@@ -159,8 +160,7 @@ class Rider:
         self._clock.done("set-up" if self.phase == "setup" else self.phase)
         self._phase_report = report
         self._failed = self._failed or report.failed
-        # Before the mirror goes on and prints: both write to one terminal, or to one pipe.
-        flush(self.item.config)
+        self._flush()
         self._pipe.send(
             {
                 "phase": self.phase,
@@ -190,7 +190,7 @@ class Rider:
             self._gone_through = True
             return
         if report is not self._phase_report:
-            flush(self.item.config)
+            self._flush()
             self._pipe.send({"logged": transfer.pack_report(self.item.config, report)})
 
     def interacts(self) -> None:
@@ -200,6 +200,7 @@ class Rider:
 
     def _writes(self) -> None:
         """Let the mirror print what comes before, for the child is about to write to the terminal."""
+        self._wrote = True
         if self._turn != self.phase:
             self._turn = self.phase
             self.interacts()
@@ -214,11 +215,20 @@ class Rider:
         if self._body.sharing is None:
             self.ends()
         if not self._over:
-            flush(self.item.config)
+            self._flush()
             brought = self._interplay.take(self.item, leaves=False)
             self._clock.done("finish")
             self._pipe.send({"over": True, "brought": brought, **self._measured()})
             self._over = self._quiet = True
+
+    def _flush(self) -> None:
+        """Before the mirror goes on and prints: let what was written to its terminal, or pipe, be there.
+
+        A child with files of its own has written nothing there but what it had its turn for.
+        """
+        if self._output is None or self._wrote:
+            self._wrote = False
+            flush(self.item.config)
 
     def _measured(self) -> dict[str, dict[str, int]]:
         measured = {"steps": self._clock.spent(), "imports": self._imports.take()}
