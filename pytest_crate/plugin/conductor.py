@@ -444,7 +444,13 @@ def _forget_own_frames(info: pytest.ExceptionInfo[BaseException]) -> None:
     info.traceback = type(info.traceback)(kept)  # type: ignore[arg-type]
 
 
-_PASSED_THROUGH = (__file__, echo.__file__, private.__file__, Walk.arm.__code__.co_filename)
+_PASSED_THROUGH = (
+    __file__,
+    echo.__file__,
+    private.__file__,
+    Walk.arm.__code__.co_filename,
+    Rider.ends.__code__.co_filename,
+)
 
 
 def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -> pytest.TestReport:

@@ -387,6 +387,7 @@ def pytest_runtest_teardown(item): print("tear-down hook")
         "-x",
         "--setup-show -v",
         "-p no:warnings",
+        "--tb=native",
     ],
 )
 @pytest.mark.parametrize("hooks", ["", HOOKS], ids=["bare", "hooks"])
