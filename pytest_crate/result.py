@@ -53,19 +53,51 @@ class Exit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """A crate that several tests ride in, one after the other (``scope``), as it was when one of them had ended.
+
+    :ivar name: the id of the class or module whose tests share it.
+    :ivar number: which of this process's shared crates it is; a test that lost its crate is followed by another one.
+    :ivar tests: how many tests have been in it so far.
+    :ivar usage: what the crate as a whole has used so far.
+    """
+
+    name: str
+    number: int
+    tests: int
+    usage: Usage
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as builtins."""
+        return {"name": self.name, "number": self.number, "tests": self.tests, "usage": self.usage.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Shared:
+        """Rebuild what :meth:`to_json` wrote."""
+        return cls(
+            name=str(data["name"]),
+            number=cast("int", data["number"]),
+            tests=cast("int", data["tests"]),
+            usage=Usage.from_json(cast("Mapping[str, object]", data["usage"])),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CrateResult:
     """What became of one crate.
 
     :ivar name: which of a test's crates it is: ``"body"``, ``"crate_sandbox"``, ``"crate_sandbox[2]"`` …
     :ivar usage: what it used.
     :ivar exceeded: the limits it exceeded, in the order ``memory``, ``pids``, ``timeout``.
-    :ivar exit: how its first process ended.
+    :ivar exit: how its first process ended; not known while it goes on with another test.
+    :ivar shared: the crate as a whole, if the test shares it; ``usage`` is then what was used during the test.
     """
 
     name: str
     usage: Usage
     exceeded: tuple[Limit, ...] = ()
     exit: Exit = Exit()
+    shared: Shared | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the result as builtins, as the JSON report publishes it."""
@@ -74,6 +106,7 @@ class CrateResult:
             "usage": self.usage.to_json(),
             "exceeded": list(self.exceeded),
             "exit": {"code": self.exit.code, "signal": self.exit.signal},
+            **({} if self.shared is None else {"shared": self.shared.to_json()}),
         }
 
     @classmethod
@@ -85,4 +118,5 @@ class CrateResult:
             usage=Usage.from_json(cast("Mapping[str, object]", data["usage"])),
             exceeded=tuple(cast("list[Limit]", data["exceeded"])),
             exit=Exit(code=exit_["code"], signal=exit_["signal"]),
+            shared=Shared.from_json(cast("Mapping[str, object]", data["shared"])) if "shared" in data else None,
         )

@@ -19,6 +19,7 @@ MAX_PIDS = 4_194_304
 """The kernel's PID_MAX_LIMIT, proc_sys_kernel(5): no machine has more tasks."""
 MAX_TIMEOUT_SECONDS = 1_000_000_000
 NETWORKS = ("none", "host")
+SCOPES = ("function", "class", "module")
 UNLIMITED = "unlimited"
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmg]?)(?:i?b)?", re.IGNORECASE)
@@ -68,6 +69,7 @@ class CrateSpec:
     :ivar tmpfs_bytes: size of the private copy-on-write layer; None means the kernel's
         default, half of the host's memory (tmpfs(5)).
     :ivar env: variables to set; a value of None removes the variable.
+    :ivar scope: which tests share a crate: those of a class or a module; ``"function"`` is a crate each.
     :ivar asked: the keys that the user set, in contrast to built-in defaults.
     """
 
@@ -88,6 +90,7 @@ class CrateSpec:
     workdir: str | None = None
     cap_add: tuple[str, ...] = ()
     seccomp: bool = True
+    scope: str = "function"
     asked: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, object]:
@@ -113,6 +116,7 @@ class CrateSpec:
             "workdir": self.workdir,
             "cap_add": list(self.cap_add),
             "seccomp": self.seccomp,
+            "scope": self.scope,
         }
 
 
@@ -365,6 +369,7 @@ _KEYS: Mapping[str, _Key] = {
     "workdir": _Key(field="workdir", parse=_absolute, expected="an absolute path"),
     "cap_add": _Key(field="cap_add", parse=_cap_add, expected='a list of capability names such as "net_admin"'),
     "seccomp": _Key(field="seccomp", parse=_flag, expected="True or False"),
+    "scope": _Key(field="scope", parse=_choice(SCOPES), expected=one_of(SCOPES)),
 }
 
 KEYS: tuple[str, ...] = tuple(_KEYS)

@@ -10,8 +10,8 @@ from pytest_crate.plugin import options
 from pytest_crate.plugin.fixtures import crate_sandbox, crate_sandbox_factory
 
 if TYPE_CHECKING:
-    from pytest_crate.plugin.walk import CrateFailed as CrateFailed
-    from pytest_crate.plugin.walk import CrateForkWarning as CrateForkWarning
+    from pytest_crate.plugin.failed import CrateFailed as CrateFailed
+    from pytest_crate.plugin.failed import CrateForkWarning as CrateForkWarning
     from pytest_crate.sandbox.temporary import TemporaryEntries
 
 __all__ = ["CrateFailed", "CrateForkWarning", "crate_sandbox", "crate_sandbox_factory"]
@@ -20,16 +20,16 @@ _ENTRIES: pytest.StashKey[TemporaryEntries] = pytest.StashKey()
 
 _MARKER = (
     "crate(memory, swap, cpus, cpuset, pids, timeout, image, network, mounts, tmpfs, env, clean_env, hostname, user, "
-    "workdir, cap_add, seccomp): run the test in a crate: fresh namespaces, its own root filesystem, limits that the "
-    "kernel enforces"
+    "workdir, cap_add, seccomp, scope): run the test in a crate: fresh namespaces, its own root filesystem, limits "
+    "that the kernel enforces"
 )
 
 
 def __getattr__(name: str) -> object:
     if name in ("CrateFailed", "CrateForkWarning"):
-        from pytest_crate.plugin import walk
+        from pytest_crate.plugin import failed
 
-        return getattr(walk, name)
+        return getattr(failed, name)
     raise AttributeError(name)
 
 

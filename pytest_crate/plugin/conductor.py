@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from pytest_crate.errors import CrateError
-from pytest_crate.plugin import echo, private, reach, specs
+from pytest_crate.plugin import echo, imports, private, reach, sharing, specs
+from pytest_crate.plugin.body import Body
 from pytest_crate.plugin.crates import Crates, Uncrated
+from pytest_crate.plugin.echo import Echo
+from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.interplay import HOME, Interplay
 from pytest_crate.plugin.output import ChildOutput
-from pytest_crate.plugin.walk import OWNER, CrateFailed, Phase, Walk
+from pytest_crate.plugin.rider import RIDER, Rider
+from pytest_crate.plugin.sharing import Sharing
+from pytest_crate.plugin.walk import OWNER, Phase, Walk
 from pytest_crate.report.failure import failure_section
 from pytest_crate.report.header import header_line
 from pytest_crate.report.junit import junit_properties
@@ -23,6 +28,7 @@ from pytest_crate.report.limits import near_limits
 from pytest_crate.report.record import TestRecord
 from pytest_crate.result import CrateResult
 from pytest_crate.sandbox.sandbox import Sandbox
+from pytest_crate.sandbox.steps import Clock
 from pytest_crate.sandbox.temporary import TemporaryEntries
 from pytest_crate.spec import CrateSpec
 
@@ -48,6 +54,11 @@ class Conductor:
         self._next: pytest.Item | None = None
         self._specs: dict[CrateSpec, dict[str, object]] = {}
         self._walk: Walk | None = None
+        self._items: list[pytest.Item] = []
+        self._waiting: Body | None = None  # a crate with a process that waits for another test
+        self._last: pytest.Item | None = None
+        self._shared = 0
+        self._fixtures = 0
         self._output: ChildOutput | None = None
         self._own_failure = False
 
@@ -55,12 +66,14 @@ class Conductor:
     def take_over(cls, session: pytest.Session, entries: TemporaryEntries) -> None:
         """Decide which items get a crate; if any does, join the run.
 
-        :raises pytest.UsageError: a crate is described wrongly.
+        :raises pytest.UsageError: a crate is described wrongly, or a module to be preloaded can't be imported.
         """
         config = session.config
         find_image = specs.ImageFinder(config)
         if not specs.assign(config, session.items, find_image) or config.getoption("collectonly"):
             return
+        if any(map(specs.rides, session.items)):
+            imports.preload(config.getini("crate_preload"))
         crates = Crates(config, entries, find_image)
         config.stash[CRATES] = crates
         config.stash[OWNER] = os.getpid()
@@ -71,7 +84,15 @@ class Conductor:
         # Registered last and tried first: the outermost of all.
         conductor = cls(config, crates)
         config.pluginmanager.register(conductor, "crate-conductor")
-        echo.install(config, conductor.echo)
+        shared = conductor.number(session.items)
+        echo.install(config, conductor.echo, around_protocol=conductor.echo_around_protocol if shared else None)
+
+    def number(self, items: Iterable[pytest.Item]) -> bool:
+        """Number the items, so that a child finds the next one; return whether any may share a crate."""
+        self._items = list(items)
+        for number, item in enumerate(self._items):
+            item.stash[sharing.NUMBER] = number
+        return any(sharing.home_of(item) is not None for item in self._items)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -94,6 +115,14 @@ class Conductor:
             unsupported=self.crates.policy,  # type: ignore[arg-type]
         )
 
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        finally:
+            # Before those who measure a run as a whole look at it: -x leaves a crate behind that waits.
+            self._retire()
+
     def pytest_unconfigure(self) -> None:
         if os.getpid() == self.config.stash[OWNER]:
             self.crates.close()
@@ -103,19 +132,30 @@ class Conductor:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, request: pytest.FixtureRequest) -> Generator[None, object, object]:
-        if request.scope == "function" or Walk.CHILD in self.config.stash:
+        if request.scope == "function" or RIDER in self.config.stash:
             return (yield)
+        self._fixtures += 1
         self.crates.watch_fixture()
         try:
             return (yield)
         finally:
             self.crates.fixture_ready()
 
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[object]) -> None:
+        # A crate that was forked before has it still, and what it has patched.
+        if fixturedef.scope != "function" and fixturedef.cached_result is not None:
+            self._fixtures += 1
+
     def echo(self) -> echo.Echo:
         """What a call of a phase's hook in this process is beside one in a crate."""
         if self._walk is None:
             return "no"
         return "loud" if self._own_failure and self._walk.echo == "quiet" else self._walk.echo
+
+    def echo_around_protocol(self) -> Echo:
+        """The same of what is wrapped around the whole protocol of a test that shares its crate."""
+        rider = self._rider()
+        return "quiet" if rider is not None and rider.quiet else "no"
 
     # -- the protocol ----------------------------------------------------------------------------
 
@@ -135,25 +175,88 @@ class Conductor:
         finally:
             walk = item.stash.get(_WALK, None)
             if walk is not None:
-                if walk.in_child:
-                    walk.child_ends(failure)
                 if failure is not None:
+                    if walk.rider is not None:
+                        walk.rider.ends(failure)
                     walk.abandon()
                 walk.disarm()
                 del item.stash[_WALK]
                 self._walk = None
+                if walk.rider is None:
+                    self._waiting, self._last = (walk.body, item) if walk.is_over else (None, None)
+                elif not walk.rider.over:
+                    walk.rider.ends()
+                elif walk.begins_ride:
+                    self._ride_on(walk.rider)
+            elif RIDER in self.config.stash:  # the protocol broke off before the set-up
+                self.config.stash[RIDER].ends(failure)
+
+    def _ride_on(self, rider: Rider) -> NoReturn:
+        """In a child, after its first test: walk the other tests of its crate through the protocol, as pytest would."""
+        try:
+            while (numbers := rider.await_test()) is not None:
+                item, following = (None if number < 0 else self._items[number] for number in numbers)
+                self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        except BaseException as error:  # noqa: BLE001 - the child must not get back into pytest
+            rider.ends(error)
+        rider.ends()
+
+    def _crate_to_share(self, item: pytest.Item) -> Body | Sharing | None:
+        """In pytest: return the crate that an item goes on in, or what others may share its own by."""
+        waiting, last = self._waiting, self._last
+        home = sharing.home_of(item) if self.config.stash[HOME].shares(item) else None
+        if (
+            waiting is not None
+            and last is not None
+            and waiting.sharing is not None
+            and waiting.sharing.home is home
+            and sharing.follows(item, last)
+            # What has been set up or torn down in pytest since the fork, the crate doesn't know.
+            and waiting.sharing.fixtures == self._fixtures
+            and not private.sets_up_collectors(item, last)
+        ):
+            self._waiting = None
+            return waiting
+        exceeded = self._retire()
+        if exceeded:
+            raise CrateFailed(
+                "what the tests before left running in the crate that this one would share has gone over a limit: "
+                f"{', '.join(exceeded)}"
+            )
+        if home is None:
+            return None
+        self._shared += 1
+        return Sharing(home=home, number=self._shared, fixtures=self._fixtures)
+
+    def _retire(self) -> Sequence[str]:
+        """In pytest: end the crate that waits for another test; return the limits that it has exceeded meanwhile."""
+        waiting, self._waiting = self._waiting, None
+        return [] if waiting is None else waiting.retire()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         if specs.rides(item):
             earlier = item.stash.get(_WALK, None)
             if earlier is not None:  # a plugin tries the item again: each try has a crate of its own
-                if earlier.in_child:
-                    earlier.child_ends()
+                if earlier.rider is not None:
+                    earlier.rider.ends()
                 earlier.disarm()
-            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self._child_output(), self)
+            walk = Walk(
+                item,
+                item.stash[specs.SPEC],
+                self._create,
+                self._prepare_next,
+                self._crate_to_share,
+                self._next,
+                self._child_output(),
+                self,
+            )
             item.stash[_WALK] = self._walk = walk
-            walk.arm()
+            rider = self._rider()
+            if rider is None:
+                walk.arm()
+            else:
+                walk.ride_on(rider)
         return (yield from self._phase(item, "setup"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -161,7 +264,12 @@ class Conductor:
         return (yield from self._phase(item, "call"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        walk = item.stash.get(_WALK, None)
+        if walk is not None:
+            walk.goes_on = sharing.follows(nextitem, item)
         return (yield from self._phase(item, "teardown"))
 
     def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
@@ -174,9 +282,9 @@ class Conductor:
             if walk is not None:
                 walk.phase_ends()
 
-    def _create(self, item: pytest.Item) -> Sandbox:
+    def _create(self, item: pytest.Item, clock: Clock) -> Sandbox:
         try:
-            return self.crates.create_or_refuse(item.stash[specs.SPEC])
+            return self.crates.create_or_refuse(item.stash[specs.SPEC], clock=clock)
         except CrateError as error:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
@@ -187,7 +295,8 @@ class Conductor:
         return self._output
 
     def _prepare_next(self) -> None:
-        if self._next is not None and specs.rides(self._next):
+        shared = self._walk is not None and sharing.follows(self._next, self._walk.item)
+        if self._next is not None and not shared and specs.rides(self._next):
             self.crates.prepare(self._next.stash[specs.SPEC])
 
     # -- reports ---------------------------------------------------------------------------------
@@ -202,10 +311,11 @@ class Conductor:
         with self._as_in_the_crate(walk, call):
             report = yield
         if walk is not None:
-            if walk.in_child:
+            if walk.rider is not None:
                 if report.failed and call.excinfo is not None:
                     setattr(report, reach.ATTRIBUTE, reach.found(call.excinfo.value, walk.spec))
-                walk.child_made(report, call)
+                if walk.is_phase_report(report):
+                    walk.rider.made(report, call)
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
@@ -256,6 +366,11 @@ class Conductor:
                 for used, result in found
             ],
         }
+        steps = {} if walk is None else walk.steps()
+        if steps:
+            data["steps"] = steps
+        if walk is not None and walk.imports:
+            data["imports"] = walk.imports
         report.crate = data  # type: ignore[attr-defined]
         if self.config.getoption("xmlpath", None):
             record = TestRecord.from_json({**data, "nodeid": report.nodeid, "outcome": "passed"})
@@ -273,36 +388,36 @@ class Conductor:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_logs(report)
+        rider = self._rider()
+        if rider is not None:
+            rider.logs(report)
         else:  # a subtest's, from a child
             reach.tell(report, self.crates.hides)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_exception_interact(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_interacts()
+        rider = self._rider()
+        if rider is not None:
+            rider.interacts()
 
     def pytest_enter_pdb(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_debugs(True)
+        rider = self._rider()
+        if rider is not None:
+            rider.debugs(True)
 
     def pytest_leave_pdb(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_debugs(False)
+        rider = self._rider()
+        if rider is not None:
+            rider.debugs(False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logfinish(self) -> None:
-        walk = self._walk_of_child()
-        if walk is not None:
-            walk.child_ends()
+        rider = self._rider()
+        if rider is not None:
+            rider.finishes()
 
-    def _walk_of_child(self) -> Walk | None:
-        return self.config.stash.get(Walk.CHILD, None)
+    def _rider(self) -> Rider | None:
+        return self.config.stash.get(RIDER, None)
 
 
 class Mirror:
@@ -330,7 +445,13 @@ def _forget_own_frames(info: pytest.ExceptionInfo[BaseException]) -> None:
     info.traceback = type(info.traceback)(kept)  # type: ignore[arg-type]
 
 
-_PASSED_THROUGH = (__file__, echo.__file__, private.__file__, Walk.arm.__code__.co_filename)
+_PASSED_THROUGH = (
+    __file__,
+    echo.__file__,
+    private.__file__,
+    Walk.arm.__code__.co_filename,
+    Rider.ends.__code__.co_filename,
+)
 
 
 def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -> pytest.TestReport:

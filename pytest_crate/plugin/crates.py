@@ -16,13 +16,14 @@ from pytest_crate.plugin import options, private
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
 from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
+from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 
 if TYPE_CHECKING:
     from pytest_crate.images import ImageStore
 
 
-_Plans = dict[tuple[CrateSpec, str | None], tuple[mounts.Operation, ...]]
+_Plans = dict[tuple[CrateSpec, str | None, tuple[str | int, ...]], tuple[mounts.Operation, ...]]
 
 
 class Crates:
@@ -33,7 +34,9 @@ class Crates:
         self.find_image = find_image
         self.policy = options.unsupported_policy(config)
         self._entries = entries
-        self._engine = Engine(cgroup_parent=config.getini("crate_cgroup_parent") or None)
+        self._engine = Engine(
+            cgroup_parent=config.getini("crate_cgroup_parent") or None, steps=config.getoption("crate_debug")
+        )
         self._store: ImageStore | None = None
         self._opened: set[str] = set()
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
@@ -54,7 +57,7 @@ class Crates:
         """What enforces crates here."""
         return self._engine.enforcement
 
-    def create(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+    def create(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate of a spec.
 
         :param timed: for programs: kill it at the spec's timeout, counted from now on. A body's time is counted by
@@ -64,9 +67,13 @@ class Crates:
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
         operations = self.plan(spec) if not timed else self._plan_program(spec)
+        clock.done("plan the root")
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
-        return self._engine.create(spec, operations, timed=timed)
+        clock.done("show what it is made of")
+        sandbox = self._engine.create(spec, operations, timed=timed)
+        clock.done("have it made")
+        return sandbox
 
     def prepare(self, spec: CrateSpec) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
@@ -75,14 +82,14 @@ class Crates:
             with contextlib.suppress(CrateError, OSError):
                 self._engine.prepare(spec, self._plan(spec, self._seen))
 
-    def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False) -> Sandbox:
+    def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
 
         :raises Uncrated: the policy is ``run``.
         :raises CrateError: as :meth:`create`.
         """
         try:
-            return self.create(spec, timed=timed)
+            return self.create(spec, timed=timed, clock=clock)
         except HostError as error:
             reason = f"crate not supported here: {error}"
         # Outside the handler: the reason is the whole story, with no "during handling of" before it.
@@ -112,7 +119,7 @@ class Crates:
     def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
         if not rootfs.is_all_in_view(view):
             return self._plan_of(spec, view)
-        key = (spec, None if spec.image is None else self._open_image(spec.image))
+        key = (spec, None if spec.image is None else self._open_image(spec.image), rootfs.entries(view))
         if key not in self._plans:
             self._plans[key] = self._plan_of(spec, view)
         return self._plans[key]

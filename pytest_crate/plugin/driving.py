@@ -12,7 +12,7 @@ from pytest_crate.errors import CrateError, SandboxError
 from pytest_crate.plugin import specs
 from pytest_crate.plugin.conductor import CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
-from pytest_crate.plugin.walk import Walk
+from pytest_crate.plugin.rider import RIDER
 from pytest_crate.sandbox.program import CrateSandbox
 
 
@@ -31,7 +31,7 @@ class Driver:
                 "whether a test rides in its crate or drives it is decided at collection",
                 pytrace=False,
             )
-        if Walk.CHILD in item.config.stash:
+        if RIDER in item.config.stash:
             pytest.fail(f"{name}: this test runs inside its crate already", pytrace=False)
 
     def __enter__(self) -> Self:

@@ -25,24 +25,39 @@ here: what it raises for want of them counts for nothing.
 """
 
 _HOOKS = ("pytest_runtest_setup", "pytest_runtest_call", "pytest_runtest_teardown", "pytest_runtest_makereport")
+_PROTOCOL = "pytest_runtest_protocol"
 _OWN = ("_pytest.", "pytest_crate.")
 
 
-def install(config: pytest.Config, echo: Callable[[], Echo]) -> None:
-    """Have every hook of a phase that isn't pytest's or ours ask, whenever it is called, what its call is."""
-    quietly = functools.partial(_Quietly, config, echo)
+def install(
+    config: pytest.Config, echo: Callable[[], Echo], *, around_protocol: Callable[[], Echo] | None = None
+) -> None:
+    """Have every hook of a phase that isn't pytest's or ours ask, whenever it is called, what its call is.
+
+    :param around_protocol: the same for what is wrapped around a whole protocol: it runs on both sides where tests
+        share a crate.
+    """
     for name in _HOOKS:
-        for implementation in private.hook_implementations(config, name):
-            function: Any = implementation.function
-            if str(getattr(function, "__module__", "")).startswith(_OWN):
-                continue
-            if implementation.hookwrapper:
-                replacement = _old_wrapper(function, quietly, echo)
-            elif implementation.wrapper:
-                replacement = _wrapper(function, quietly, echo)
-            else:
-                replacement = _plain(function, quietly, echo)
-            private.replace_function(implementation, replacement)
+        _install(config, name, echo)
+    if around_protocol is not None:
+        _install(config, _PROTOCOL, around_protocol)
+
+
+def _install(config: pytest.Config, name: str, echo: Callable[[], Echo]) -> None:
+    quietly = functools.partial(_Quietly, config, echo)
+    for implementation in private.hook_implementations(config, name):
+        function: Any = implementation.function
+        if str(getattr(function, "__module__", "")).startswith(_OWN):
+            continue
+        if implementation.hookwrapper:
+            replacement = _old_wrapper(function, quietly, echo)
+        elif implementation.wrapper:
+            replacement = _wrapper(function, quietly, echo)
+        elif name == _PROTOCOL:
+            continue  # it is the protocol
+        else:
+            replacement = _plain(function, quietly, echo)
+        private.replace_function(implementation, replacement)
 
 
 class _Quietly:

@@ -22,6 +22,7 @@ _DEFAULTS = {
     "timeout": ("SECONDS", "wall time of each crate, after which it is killed"),
     "image": ("IMAGE", "root filesystem of each crate: a name or a path"),
     "network": ("none|host", "network of each crate"),
+    "scope": ("function|class|module", "which tests share a crate: function is a crate each"),
 }
 CEILINGS = ("memory", "cpus", "pids", "timeout", "tmpfs")
 
@@ -44,6 +45,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("crate_mount", "host paths made visible in each crate: src[:dst][:ro|rw], one per line", "linelist")
     for key in CEILINGS:
         parser.addini(f"crate_{key}_ceiling", f"the most that a crate may ask for as {key}")
+    parser.addini(
+        "crate_preload", "modules to import once, before the first crate of a test's body: one per line", "linelist"
+    )
     parser.addini("crate_unsupported", f"a crate that the host can't enforce: {', '.join(POLICIES)}", default="fail")
     parser.addini("crate_fork_check", f"threads alive where a crate is forked: {', '.join(FORK_CHECKS)}", default="off")
     parser.addini("crate_cgroup_parent", "cgroup below which crates' cgroups are made")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
 from typing import IO
 
@@ -92,3 +94,19 @@ def _write(target: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(target, view) :]
+
+
+def flush(config: pytest.Config) -> None:
+    """Write out what is buffered, so that it is not written twice after a fork, nor lost at an exit.
+
+    With the capture suspended: what was printed before a test, the terminal's own lines among it, is not the test's.
+    """
+    with private.capture_suspended(config):
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            # A test may have closed or replaced any of them.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if stream is not None:
+                    stream.flush()
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.flush()

@@ -40,6 +40,7 @@ __all__ = [
     "replace_function",
     "set_failed_subtests",
     "set_up_wider_fixtures",
+    "sets_up_collectors",
     "show_fixtures",
     "show_subtest_parameters",
     "take_captured",
@@ -160,16 +161,22 @@ def own_wider_finalizers(item: pytest.Item) -> None:
         finalizers(item)[:0] = own
 
 
+def sets_up_collectors(item: pytest.Item, before: pytest.Item) -> bool:
+    """Return whether a collector of the item's, that is none of an earlier item's, has a set-up step of its own."""
+    old = before.listchain()
+    return any(type(node).setup is not pytest.Item.setup for node in item.listchain()[:-1] if node not in old)
+
+
 def tear_down_all(item: pytest.Item) -> None:
     """Run every finalizer that is still pending, the item's before its collectors'."""
     item.session._setupstate.teardown_exact(None)
 
 
-def keep_only(config: pytest.Config, hook_name: str, plugin: object) -> None:
-    """In a forked child: let one plugin alone see a hook from now on."""
+def keep_only(config: pytest.Config, hook_name: str, *plugins: object) -> None:
+    """In a forked child: let these plugins alone see a hook from now on."""
     caller = getattr(config.pluginmanager.hook, hook_name)
     for implementation in list(caller.get_hookimpls()):
-        if implementation.plugin is not plugin:
+        if not any(implementation.plugin is plugin for plugin in plugins):
             caller._remove_plugin(implementation.plugin)
 
 
@@ -250,7 +257,7 @@ def take_captured(config: pytest.Config) -> tuple[str, str]:
 
 
 def write_captured(config: pytest.Config, out: str, err: str) -> None:
-    """Have pytest's ``sys`` capture hold more."""
+    """Have pytest's capture hold more."""
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     manager._global_capturing.out.tmpfile.write(out)
     manager._global_capturing.err.tmpfile.write(err)

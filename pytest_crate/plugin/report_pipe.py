@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from pytest_crate.plugin import transfer
@@ -17,6 +20,44 @@ NEXT_PHASE = b"n"
 
 ATTENDED = b"a"
 """The mirror's word that it has done what the child asked for."""
+
+NEXT_TEST = b"t"
+"""The mirror's word that the child is to go on with another test (:class:`NextTest`)."""
+
+LEAVE = b"l"
+"""The mirror's word that no test follows in this crate."""
+
+_NUMBERS = struct.Struct("=iiI")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NextTest:
+    """What the child has to know of the test that it goes on with.
+
+    :ivar number: the item's place among all items.
+    :ivar following: the place of the one after it; -1 if there is none.
+    :ivar captured: what was captured of its standard output and error so far, in pytest.
+    """
+
+    number: int
+    following: int
+    captured: tuple[str, str]
+
+    def encode(self) -> bytes:
+        """Return it as it follows the word."""
+        text = json.dumps(self.captured).encode()
+        return _NUMBERS.pack(self.number, self.following, len(text)) + text
+
+    @classmethod
+    def decode(cls, read: Callable[[int], bytes]) -> NextTest:
+        """Rebuild it from what can be read."""
+        number, following, length = _NUMBERS.unpack(read(_NUMBERS.size))
+        out, err = _from_json(read(length).decode())
+        return cls(number=number, following=following, captured=(out, err))
+
+
+# Looked up once, for a test may have replaced json.loads.
+_from_json = json.JSONDecoder().decode
 
 MAX_MESSAGE_BYTES = 8 << 20
 """What a message may take in pytest's memory (:func:`wire.cost_bytes`); of a longer one, texts are cut."""
@@ -74,14 +115,27 @@ class ReportPipe:
         begins the next.
         """
         while word not in self._heard:
+            self._heard.append(self._hear(1))
+        self._heard.remove(word)
+
+    def await_test(self) -> NextTest | None:
+        """Wait for the next test in this crate; None if none follows."""
+        while (word := self._hear(1)) != NEXT_TEST:
+            if word == LEAVE:
+                return None
+        return NextTest.decode(self._hear)
+
+    def _hear(self, count: int) -> bytes:
+        heard = b""
+        while len(heard) < count:
             try:
-                heard = self._read(self._awaited, 1)
+                more = self._read(self._awaited, count - len(heard))
             except OSError:
                 self._exit(EXIT_CLOSED)
-            if not heard:  # pytest is gone
+            if not more:  # pytest is gone
                 self._exit(EXIT_CLOSED)
-            self._heard.append(heard)
-        self._heard.remove(word)
+            heard += more
+        return heard
 
     def leave(self, status: int) -> NoReturn:
         """End the process."""

@@ -22,6 +22,8 @@ class Summary:
         self._specs: dict[str, dict[str, Any]] = {}
         self._host: dict[str, Any] = {}
         self._header = ""
+        self._imports: list[dict[str, int]] = []
+        self._steps: list[dict[str, dict[str, int]]] = []
         self._report_line: tuple[str, bool] | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -55,6 +57,10 @@ class Summary:
         from pytest_crate.report.record import TestRecord
 
         self._host, self._header = data["host"], data["header"]
+        if "imports" in data:
+            self._imports.append(data["imports"])
+        if "steps" in data:
+            self._steps.append(data["steps"])
         # Thousands of tests share a few specs: one copy of each is kept.
         spec = self._specs.setdefault(repr(data["spec"]), data["spec"])
         self._records.append(TestRecord.from_json({**data, "spec": spec, "nodeid": nodeid, "outcome": outcome}))
@@ -67,9 +73,10 @@ class Summary:
             return
         from pytest_crate.errors import CrateError
         from pytest_crate.report.document import json_report, write_report
+        from pytest_crate.report.hints import preload_hints
 
         try:
-            write_report(path, json_report(self._host, self._records))
+            write_report(path, json_report(self._host, self._records, preload_hints(self._imports)))
         except CrateError as error:
             # What asked for the report, a CI job for instance, must not take the run for a success.
             self._report_line = (str(error), False)
@@ -104,6 +111,16 @@ class Summary:
             for text, markup in line:
                 terminalreporter.write(text, **markup)
             terminalreporter.line("")
+        if self._imports:
+            from pytest_crate.report.hints import preload_hints
+
+            for hint in preload_hints(self._imports)[:1]:
+                terminalreporter.write_line(str(hint))
+        if self._steps:
+            from pytest_crate.report.profile import profile_lines
+
+            for text in profile_lines(self._steps):
+                terminalreporter.write_line(text)
 
 
 def _outcome(report: pytest.TestReport) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -64,6 +64,11 @@ def left_behind(threads: tuple[OtherThread, ...]) -> str:
         f"{', '.join(map(str, threads))}. The crate has none of {'them' if plural else 'it'}, and what "
         f"{'they' if plural else 'it'} had locked stays locked in it."
     )
+
+
+def hold_locks(threads: Iterable[OtherThread]) -> bool:
+    """Return whether one of the threads is known to hold a lock."""
+    return any(thread.locks for thread in threads)
 
 
 def _names(tasks: set[int]) -> Iterator[str]:

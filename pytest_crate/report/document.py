@@ -8,22 +8,32 @@ import os
 from collections.abc import Iterable, Mapping
 
 from pytest_crate.errors import CrateError
-from pytest_crate.report.record import TestRecord
+from pytest_crate.report.hints import PreloadHint
+from pytest_crate.report.record import TestRecord, shared_crates
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; a new field alone does not raise it."""
 
 
-def json_report(host: Mapping[str, object], records: Iterable[TestRecord]) -> dict[str, object]:
+def json_report(
+    host: Mapping[str, object], records: Iterable[TestRecord], hints: Iterable[PreloadHint] = ()
+) -> dict[str, object]:
     """Return the report as builtins, in the shape of ``schema-1.json``.
 
     Tests are in the order of their ids, whatever order and worker they ran in; records of one id
     (reruns) keep theirs.
 
     :param host: what enforced the crates, as builtins.
+    :param hints: what would make them cheaper.
     """
     tests = sorted(records, key=lambda record: record.nodeid)
-    return {"schema": SCHEMA_VERSION, "host": dict(host), "tests": [record.to_json() for record in tests]}
+    return {
+        "schema": SCHEMA_VERSION,
+        "host": dict(host),
+        "tests": [record.to_json() for record in tests],
+        "shared_crates": [crate.to_json() for crate in shared_crates(tests)],
+        "hints": [hint.to_json() for hint in hints],
+    }
 
 
 def write_report(path: str | os.PathLike[str], report: Mapping[str, object]) -> None:

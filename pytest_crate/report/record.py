@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, cast, get_args
 
-from pytest_crate.result import CrateResult
+from pytest_crate.result import CrateResult, Limit, Shared
 
 Outcome = Literal["passed", "failed", "skipped", "error", "xfailed", "xpassed"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -81,6 +81,61 @@ class TestRecord:
                 str(crate["name"]): cast("Mapping[str, object]", crate["spec"]) for crate in crates if "spec" in crate
             },
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SharedCrate:
+    """A crate that several tests rode in, as a whole.
+
+    :ivar tests: their ids, in the order in which they were in it.
+    :ivar crate: what became of it: the usage of all of it, up to the end of its last test.
+    """
+
+    name: str
+    worker: str | None
+    spec: Mapping[str, object]
+    tests: tuple[str, ...]
+    crate: CrateResult
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as builtins, as the JSON report publishes it."""
+        return {
+            "name": self.name,
+            "worker": self.worker,
+            "tests": list(self.tests),
+            "usage": self.crate.usage.to_json(),
+            "exceeded": list(self.crate.exceeded),
+            "exit": self.crate.to_json()["exit"],
+        }
+
+
+def shared_crates(records: Iterable[TestRecord]) -> list[SharedCrate]:
+    """Return the crates that tests shared, by name, and in the order of their making."""
+    found: dict[tuple[str, str, int], list[tuple[int, TestRecord, CrateResult]]] = {}
+    for record in records:
+        for crate in record.crates:
+            if crate.shared is not None:
+                key = (crate.shared.name, record.worker or "", crate.shared.number)
+                found.setdefault(key, []).append((crate.shared.tests, record, crate))
+    made = []
+    for _, rides in sorted(found.items()):
+        rides.sort(key=lambda ride: ride[0])
+        _, record, last = rides[-1]
+        shared = cast("Shared", last.shared)
+        exceeded = {limit for _, _, crate in rides for limit in crate.exceeded}
+        order: tuple[Limit, ...] = get_args(Limit)
+        made.append(
+            SharedCrate(
+                name=shared.name,
+                worker=record.worker,
+                spec=record.spec,
+                tests=tuple(record.nodeid for _, record, _ in rides),
+                crate=dataclasses.replace(
+                    last, usage=shared.usage, exceeded=tuple(limit for limit in order if limit in exceeded), shared=None
+                ),
+            )
+        )
+    return made
 
 
 def limit_in(spec: Mapping[str, object], field: str) -> int | None:

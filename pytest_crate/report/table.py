@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pytest_crate.report import terminal_text, units
 from pytest_crate.report.confinement import loosened
 from pytest_crate.report.limits import NEAR_PERCENT, is_at_memory_limit, is_throttled
-from pytest_crate.report.record import TestRecord, limit_in
+from pytest_crate.report.record import SharedCrate, TestRecord, limit_in, shared_crates
 from pytest_crate.result import CrateResult
 from pytest_crate.usage import Usage
 
@@ -115,7 +115,8 @@ def summary(records: Iterable[TestRecord], *, top: int, width: int, ascii_only: 
     tests = sorted(records, key=lambda record: record.nodeid)
     glyphs = _ASCII if ascii_only else _UNICODE
     uncrated = [_uncrated_row(record, ascii_only=ascii_only) for record in tests if record.uncrated is not None]
-    crates = [row for record in tests for row in _crate_rows(record, ascii_only=ascii_only)]
+    shared = [_shared_row(crate, ascii_only=ascii_only) for crate in shared_crates(tests)]
+    crates = [row for record in tests for row in _crate_rows(record, ascii_only=ascii_only)] + shared
     if not uncrated and not crates:
         return []
     # Sorting is stable: equal and unknown peaks stay in the order of test ids.
@@ -124,7 +125,7 @@ def summary(records: Iterable[TestRecord], *, top: int, width: int, ascii_only: 
     lines = _table(shown, width=width, glyphs=glyphs)
     if left_out := len(uncrated) + len(crates) - len(shown):
         lines += _sentence([f"{units.count(left_out, 'row')} left out", "see all with --crate-top=0"], width)
-    lines += _total(crates, width)
+    lines += _total(crates, width, shared=len(shared))
     lines += _loosened(tests, width)
     lines += _reasons(tests, width=width, ascii_only=ascii_only)
     return lines
@@ -140,6 +141,15 @@ def _crate_rows(record: TestRecord, *, ascii_only: bool) -> Iterator[_Row]:
             crate=crate,
             memory_limit_bytes=limit_in(record.spec_of(crate), "memory_bytes"),
         )
+
+
+def _shared_row(shared: SharedCrate, *, ascii_only: bool) -> _Row:
+    return _Row(
+        test=_printable(f"{shared.name} ({units.count(len(shared.tests), 'test')})", ascii_only=ascii_only),
+        bad=False,
+        crate=shared.crate,
+        memory_limit_bytes=limit_in(shared.spec, "memory_bytes"),
+    )
 
 
 def _uncrated_row(record: TestRecord, *, ascii_only: bool) -> _Row:
@@ -259,7 +269,9 @@ def _sentence(parts: Sequence[str], width: int, markup: dict[str, bool] | None =
     return [[(f"{line}{end}", markup or {})] for line, end in zip(lines, ends, strict=True)]
 
 
-def _total(crates: Sequence[_Row], width: int) -> list[Line]:
+def _total(rows: Sequence[_Row], width: int, *, shared: int) -> list[Line]:
+    # A test's part of a shared crate is in the row of the crate as a whole.
+    crates = [row for row in rows if row.crate is None or row.crate.shared is None]
     known = [row.usage.cpu_usage_usec for row in crates if row.usage.cpu_usage_usec is not None]
     cpu = units.duration(sum(known) if known else None)
     if known and len(known) < len(crates):
@@ -267,7 +279,7 @@ def _total(crates: Sequence[_Row], width: int) -> list[Line]:
     peak = max((row.usage.memory_peak_bytes for row in crates if row.usage.memory_peak_bytes is not None), default=None)
     over = sum(bool(row.crate and row.crate.exceeded) for row in crates)
     parts = [
-        units.count(len(crates), "crate"),
+        units.count(len(crates), "crate") + (f" ({shared} shared)" if shared else ""),
         f"cpu {cpu}",
         f"highest peak {units.size(peak)}",
         f"{over} over a limit",

@@ -15,6 +15,7 @@ from typing import Any
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import capabilities, identity, libc, namespaces, seccomp
+from pytest_crate.sandbox import steps
 
 _MAX_TEXT_CHARACTERS = 4 << 20
 
@@ -50,19 +51,21 @@ def hide() -> None:
     libc.prctl("hide from the crate's processes", libc.PR_SET_DUMPABLE, 0)
 
 
-def enter(entry: Entry) -> None:
+def enter(entry: Entry, clock: steps.Clock = steps.OFF) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
     for path in entry.enter_files:
         libc.write_file("join the crate's cgroup", path, "0")
+    clock.done("join the cgroup")
     entry.namespaces.enter(skip=frozenset({"user"}))
     # After joining, so that the crate's own cgroup is the root of what /proc/self/cgroup shows.
     libc.unshare("make a cgroup namespace", libc.CLONE_NEWCGROUP)
+    clock.done("enter the namespaces")
 
 
-def confine(entry: Entry, who: identity.Identity | None) -> None:
+def confine(entry: Entry, who: identity.Identity | None, clock: steps.Clock = steps.OFF) -> None:
     """Give up every right that a payload may not have; the last step before the user's code.
 
     :param who: the user to become; None stays who it is.
@@ -73,15 +76,19 @@ def confine(entry: Entry, who: identity.Identity | None) -> None:
         # The same ids, so that files stay reachable, without any power over what the host owns: the
         # crate's mounts, network and devices among it. It gives every capability, to be dropped below.
         libc.setns("enter the payload's user namespace", entry.user_namespace, libc.CLONE_NEWUSER, "user")
+    clock.done("enter the user namespace")
     # The bounding set first: dropping from it needs CAP_SETPCAP. Capabilities that root keeps are
     # of no use to another user, and a fork (unlike an exec) would carry them over.
     capabilities.limit_bounding_set(entry.keep, entry.last_capability)
+    clock.done("drop the bounding set")
     if who is not None:
         identity.become(who, keep_groups=entry.rootless)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
     capabilities.no_new_privs()
+    clock.done("drop capabilities")
     if entry.seccomp:
         seccomp.install(entry.seccomp)
+    clock.done("install the system call filter")
 
 
 def read_text_inside(path: str) -> str:

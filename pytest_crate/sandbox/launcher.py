@@ -35,7 +35,7 @@ from typing import Any
 from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
 from pytest_crate.result import Exit
-from pytest_crate.sandbox import child, mounts, wire
+from pytest_crate.sandbox import child, mounts, steps, wire
 from pytest_crate.spec import CrateSpec
 
 CONTROL_FD = 3
@@ -128,6 +128,7 @@ class Building:
     :ivar channel: on which init says that it is ready.
     :ivar deadline: until when it has to be.
     :ivar undo: removes what has been made so far.
+    :ivar clock: notes the steps.
     """
 
     design: Design
@@ -137,6 +138,7 @@ class Building:
     channel: socket.socket
     deadline: float
     undo: contextlib.ExitStack
+    clock: steps.Clock
 
 
 class Launcher:
@@ -310,16 +312,20 @@ class Launcher:
         if missing:
             self._reply({"of": number, "missing": [dataclasses.asdict(limit) for limit in missing]})
             return
+        clock = steps.Running() if message.get("steps") else steps.OFF
         with contextlib.ExitStack() as undo:
             group = self.parent.create(f"{number}")
             undo.callback(self._remove_group, group)
+            clock.done("make its cgroup")
             group.limit(design.limits)
+            clock.done("write its limits")
             kinds = {"mnt", "uts", "ipc"}
             if design.network == "none":
                 kinds.add("net")
             if self.rootless:
                 kinds.add("user")
             init, channel = self._start_init(design, frozenset(kinds), undo)
+            clock.done("clone its init")
             self.building[number] = Building(
                 design=design,
                 cgroup=group,
@@ -328,6 +334,7 @@ class Launcher:
                 channel=channel,
                 deadline=time.monotonic() + _READY_SECONDS,
                 undo=undo.pop_all(),
+                clock=clock,
             )
         self._poll.register(channel, select.POLLIN)
 
@@ -371,7 +378,8 @@ class Launcher:
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
         with self._finished(number) as building, contextlib.ExitStack() as undo:
-            _verify_ready(building)
+            of_init = _verify_ready(building)
+            building.clock.done("wait for its init")
             handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
             undo.callback(handles.close)
             with libc.os_step("open the crate's root", "open"):
@@ -388,6 +396,8 @@ class Launcher:
                 rootless=self.rootless,
             )
             undo.pop_all()
+        building.clock.done("open its namespaces")
+        of_launcher = building.clock.spent()
         crate = Crate(
             cgroup=building.cgroup,
             init=building.init,
@@ -404,6 +414,7 @@ class Launcher:
             "cgroup": building.cgroup.to_json(),
             "kinds": list(handles.others),
             "deadline": crate.deadline,
+            **({"steps": {"launcher": of_launcher, "init": of_init}} if of_launcher else {}),
         }
         try:
             self._reply(answer, [root, handles.pid, *handles.others.values(), *own])
@@ -555,8 +566,8 @@ class Launcher:
             sys.stderr.write(f"pytest-crate: {error}\n")
 
 
-def _verify_ready(building: Building) -> None:
-    """Take the word of an init.
+def _verify_ready(building: Building) -> object:
+    """Take the word of an init; return what its steps took.
 
     :raises SandboxError: it is not ready; with the reason.
     """
@@ -575,6 +586,7 @@ def _verify_ready(building: Building) -> None:
         raise SandboxError(_BUILD, detail=f"init ended early, {ended}")
     if "error" in received[0]:
         raise SandboxError.from_json(received[0]["error"])
+    return received[0]["steps"]
 
 
 def _payload_user_namespace() -> int | None:
@@ -656,6 +668,7 @@ def _become_init(
     Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
     init (wait(2), "if the disposition of SIGCHLD is set to SIG_IGN").
     """
+    clock = steps.Running()
     try:
         try:
             signal.set_wakeup_fd(-1)
@@ -674,17 +687,21 @@ def _become_init(
                     os._exit(1)
             with libc.os_step("begin a session", "setsid"):
                 os.setsid()
+            clock.done("wait for the launcher")
             if "net" in kinds:
                 network.loopback_up()
                 network.add_addresses()
                 if not rootless:
                     # A payload's root has no power over the network: ports below 1024 are open to all in it.
                     network.allow_low_ports()
+            clock.done("set up the network")
             mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
+            clock.done("mount the root")
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
+            clock.done("set the host name")
             with libc.os_step("tell the launcher", "sendmsg"):
-                wire.send(channel, {"ready": True})
+                wire.send(channel, {"ready": True, "steps": clock.spent()})
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)

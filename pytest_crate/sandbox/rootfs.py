@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pytest_crate.sandbox.mounts import (
@@ -134,11 +135,32 @@ def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> tuple[O
 
 
 def is_all_in_view(view: HostView) -> bool:
-    """Tell whether plans are made of nothing but spec and view, so that they hold for as long as these stay the same.
+    """Tell whether plans are made of nothing but spec, view and :func:`entries`, and hold for as long as these do.
 
-    Otherwise it depends on what is in directories now, or on what kind of thing an entry is.
+    Otherwise it depends on what is in directories now.
     """
-    return not view.rootless and not view.kept
+    return not view.rootless
+
+
+def entries(view: HostView) -> tuple[str | int, ...]:
+    """Return what each entry kept is: where a symlink leads, the type of another file (stat(2)), 0 if it is gone."""
+    return tuple(_link(path) or _type(path) for path in view.kept)
+
+
+def _type(path: str) -> int:
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return 0
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return ""  # readlink(2) of a symlink is never empty
+    except OSError:
+        return None
 
 
 def _kernel_parts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
@@ -188,15 +210,14 @@ def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
 def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
     """Part what this run has put into temporary directories: things to show, and symlinks to make again."""
     kept: list[str] = []
-    links: list[Symlink] = []
+    symlinks: list[Symlink] = []
     for path in outermost(view.kept):
-        try:
-            links.append(Symlink(target=path, to=os.readlink(path)))
-        except FileNotFoundError:  # gone since
-            continue
-        except OSError:  # no symlink
+        leads_to = _link(path)
+        if leads_to is None:
             kept.append(path)
-    return kept, links
+        elif leads_to:
+            symlinks.append(Symlink(target=path, to=leads_to))
+    return kept, symlinks
 
 
 def _shared(view: HostView) -> Iterator[Bind]:

@@ -22,6 +22,7 @@ from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, se
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED, LIMIT_FIELDS
+from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -62,7 +63,11 @@ class Engine:
     Requests may come from several threads; each is answered before the next is sent.
     """
 
-    def __init__(self, *, cgroup_parent: str | None = None) -> None:
+    def __init__(self, *, cgroup_parent: str | None = None, steps: bool = False) -> None:
+        """
+        :param steps: have the launcher tell what the steps of making a crate took.
+        """
+        self._steps = steps
         self._cgroup_parent = cgroup_parent
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
@@ -258,6 +263,8 @@ class Engine:
         self._count += 1
         number = self._count
         message: dict[str, object] = {"request": "create", "crate": number}
+        if self._steps:
+            message["steps"] = True
         if self._design is not design:
             message["design"] = design.data
         self._send(channel, message)
@@ -345,6 +352,7 @@ class Engine:
             root=root,
             group=group,
             deadline=answer["deadline"],
+            steps=answer.get("steps", {}),
             entry=child.Entry(
                 enter_files=group.enter_files,
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
@@ -536,6 +544,7 @@ class Sandbox:
         root: int,
         group: cgroup.Cgroup,
         deadline: float | None,
+        steps: Mapping[str, Mapping[str, int]],
         entry: child.Entry,
     ) -> None:
         self._engine = engine
@@ -550,15 +559,18 @@ class Sandbox:
         self.root = root
         """Descriptor of the crate's root directory."""
         self.entry = entry
+        self.steps = steps
+        """What the steps of its making took, by process, in microseconds."""
         self.started = time.monotonic_ns()
 
-    def fork(self, refuse: Callable[[SandboxError], NoReturn]) -> int:
+    def fork(self, refuse: Callable[[SandboxError], NoReturn], clock: Clock = OFF) -> int:
         """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
 
         In the child the calling thread is the only one; it is in the crate's cgroup and namespaces
         but not yet confined (:func:`child.confine`).
 
         :param refuse: called in the child if it can't enter; ends the process.
+        :param clock: the child's.
         :raises SandboxError: a step is refused, in the parent.
         """
         self.started = time.monotonic_ns()
@@ -573,8 +585,9 @@ class Sandbox:
                     raise SandboxError(error.step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
             raise
         if pid == 0:
+            clock.done("be born")
             try:
-                child.enter(self.entry)
+                child.enter(self.entry, clock)
             except SandboxError as error:
                 refuse(error)
         return pid

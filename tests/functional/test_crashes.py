@@ -171,7 +171,7 @@ def test_garbage_on_every_descriptor(pytester: pytest.Pytester, run_inner: RunIn
 def test_stopped_process(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A process that stops itself is killed at the timeout, and not asked where it is, which it can't say; what ignores
     signals is killed, and so is what hangs in tear-down."""
-    pytester.makeconftest("from pytest_crate.plugin import walk\nwalk._STACKS_WAIT_SECONDS = 1e6\n")
+    pytester.makeconftest("from pytest_crate.plugin import body\nbody._STACKS_WAIT_SECONDS = 1e6\n")
     pytester.makepyfile(
         """
         import os, signal, time, pytest
@@ -410,7 +410,7 @@ def test_an_end_between_the_last_report_and_the_last_word(pytester: pytest.Pytes
             def __getattr__(self, name): return getattr(self.stream, name)
             def flush(self):
                 self.flushed += 1
-                if self.flushed == 3: os._exit(0)  # after call and tear-down, in the last one
+                if self.flushed == 1: os._exit(0)  # in the last one
         def test_leaves(): sys.__stdout__ = Leaves(sys.__stdout__)
         def test_after(): pass
         """

@@ -68,7 +68,9 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+@pytest.mark.parametrize(
+    "args", [(), ("--crate-all",), ("--crate-all", "--crate-scope=module")], ids=["plain", "crated", "shared"]
+)
 def test_one_clean_stop(interrupt: Interrupt, args: tuple[str, ...]) -> None:
     """The interrupted line is named, the test's and the session's fixtures are torn down, as in a plain run."""
     code, out, down = interrupt(*args)
@@ -98,7 +100,7 @@ def test_a_body_that_swallows_it(interrupt: Interrupt) -> None:
 
 def test_a_second_one(interrupt: Interrupt) -> None:
     """A second Ctrl-C waits for nothing."""
-    patient = "from pytest_crate.plugin import walk\nwalk._INTERRUPT_SECONDS = 1e6\n"
+    patient = "from pytest_crate.plugin import body\nbody._INTERRUPT_SECONDS = 1e6\n"
     code, out, down = interrupt(
         "--crate-all", statement="signal.signal(signal.SIGINT, signal.SIG_IGN)", times=2, conftest=patient
     )
@@ -107,7 +109,9 @@ def test_a_second_one(interrupt: Interrupt) -> None:
     assert down == {"session-down"}
 
 
-@pytest.mark.parametrize("args", [(), ("--crate-all",)], ids=["plain", "crated"])
+@pytest.mark.parametrize(
+    "args", [(), ("--crate-all",), ("--crate-all", "--crate-scope=module")], ids=["plain", "crated", "shared"]
+)
 def test_a_body_that_catches_it(interrupt: Interrupt, args: tuple[str, ...]) -> None:
     """A test that handles it ends as it likes, and the run goes on, as in a plain run."""
     code, out, down = interrupt(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_crate.kernel import cgroup
+from pytest_crate.kernel import hierarchies
 
 pytestmark = pytest.mark.needs("root")
 
@@ -22,7 +22,7 @@ LEAKING = """
 import fcntl, json, os, subprocess, sys
 from pathlib import Path
 import pytest
-from pytest_crate.kernel import cgroup
+from pytest_crate.kernel import cgroup, hierarchies
 from tests import leftovers
 
 leftovers.PATIENCE_SECONDS = 0.2
@@ -103,7 +103,7 @@ LEAKS = {
 def test_each_kind_of_leak_is_found(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that leaves nothing passes; each that leaves one thing gets an error that names the kind and the thing."""
     pytester.makepyfile(test_leaking=LEAKING)
-    mount = cgroup.parse_mountinfo(Path("/proc/self/mountinfo").read_text())[0]
+    mount = hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())[0]
     # Of a pid that no process has (proc_sys_kernel(5), pid_max).
     leaked_cgroup = Path(mount.point, "pytest-crate-4194305-1-1")
     (pytester.path / "cgroup").symlink_to(leaked_cgroup)

@@ -20,6 +20,7 @@ _VERDICTS = pytest.StashKey[dict[str, Verdict]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("parity")
     group.addoption("--parity-short", action="store_true", help="only the suites of the table marked short")
+    group.addoption("--parity-scope", default="function", help="which tests share a crate: function, class, module")
     group.addoption("--parity-update", action="store_true", help="write what was seen into docs/parity-results.md")
 
 
@@ -54,15 +55,16 @@ def compare(wheel: Path, cache: Path, pytestconfig: pytest.Config) -> Callable[[
     """Run a suite plain and in crates, in one process and on two workers, and compare."""
     # -n 0: some suites' own settings ask for workers.
     one, two = ("-n", "0"), ("-n", "2")
+    crates = ("--crate-all", f"--crate-scope={pytestconfig.getoption('parity_scope')}")
 
     def run(suite: Suite) -> Verdict:
         with Workplace(suite, cache, wheel).prepared() as place:
             if suite.on_workers:
                 plain = [place.run("plain -n 2", *two), place.run("plain -n 2 again", *two)]
-                crated = [place.run("crates -n 2", "--crate-all", *two)]
+                crated = [place.run("crates -n 2", *crates, *two)]
             else:
                 plain = [place.run("plain", *one), place.run("plain again", *one), place.run("plain -n 2", *two)]
-                crated = [place.run("crates", "--crate-all", *one), place.run("crates -n 2", "--crate-all", *two)]
+                crated = [place.run("crates", *crates, *one), place.run("crates -n 2", *crates, *two)]
         verdict = judge(suite, plain, crated)
         (place.directory / "verdict.txt").write_text(describe(suite, verdict))
         pytestconfig.stash[_VERDICTS][suite.name] = verdict

@@ -32,7 +32,7 @@ def test_forged(request: pytest.FixtureRequest, taken: dict[str, Any], said: str
 def test_nothing_taken(request: pytest.FixtureRequest) -> None:
     """Where no plugin has kept anything, nothing is sent."""
     interplay = Interplay(request.config)
-    taken = interplay.take(request.node)
+    taken = interplay.take(request.node, leaves=True)
     assert {name for name in taken if name != "coverage"} == set()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_crate.errors import CrateError
 from pytest_crate.report import OUTCOMES, SCHEMA_VERSION, TestRecord, json_report, write_report
-from pytest_crate.result import CrateResult, Exit
+from pytest_crate.result import CrateResult, Exit, Shared
 from pytest_crate.spec import KEYS, CrateSpec, Layer, build_spec
 from pytest_crate.usage import Usage
 
@@ -37,6 +37,7 @@ EVERY_KEY = {
     "workdir": "/src",
     "cap_add": ["net_admin"],
     "seccomp": False,
+    "scope": "module",
 }
 
 
@@ -73,7 +74,12 @@ def test_the_schema_names_exactly_what_is_written() -> None:
     assert definitions["spec"]["required"] == list(definitions["spec"]["properties"]) == list(record.spec)
     assert definitions["usage"]["required"] == list(definitions["usage"]["properties"]) == list(Usage().to_json())
     assert definitions["crate"]["required"] == list(record.crates[0].to_json())
-    assert set(definitions["crate"]["properties"]) - set(definitions["crate"]["required"]) == {"spec"}
+    assert set(definitions["crate"]["properties"]) - set(definitions["crate"]["required"]) == {"spec", "shared"}
+    report: dict[str, Any] = json_report({}, _rides(None, 1, False))
+    shared = definitions["crate"]["properties"]["shared"]
+    assert shared["required"] == list(shared["properties"]) == list(report["tests"][0]["crates"][0]["shared"])
+    whole = definitions["shared_crate"]
+    assert whole["required"] == list(whole["properties"]) == list(report["shared_crates"][0])
     assert definitions["test"]["properties"]["outcome"]["enum"] == list(OUTCOMES)
 
 
@@ -207,3 +213,46 @@ def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatc
     with pytest.raises(CrateError, match="No space left on device"):
         write_report(tmp_path / "report.json", {"schema": 1})
     assert os.listdir(tmp_path) == []
+
+
+def _rides(worker: str | None, number: int, *exceeded: bool) -> list[TestRecord]:
+    """Return the records of tests that shared a crate of number ``number``; one may have exceeded a limit."""
+    return [
+        _record(
+            f"t.py::test_{worker}_{number}_{place}",
+            worker=worker,
+            crates=(
+                CrateResult(
+                    name="body",
+                    usage=Usage(wall_usec=1),
+                    exceeded=("memory",) if over else (),
+                    exit=Exit(code=0) if place == len(exceeded) else Exit(),
+                    shared=Shared(name="t.py", number=number, tests=place, usage=Usage(wall_usec=10 * place)),
+                ),
+            ),
+        )
+        for place, over in enumerate(exceeded, 1)
+    ]
+
+
+def test_shared_crates() -> None:
+    """Each crate that tests shared is there once: its tests in their order, what it used up to the end of the last."""
+    records = [*_rides("gw1", 1, False, True), *_rides("gw0", 2, False), *_rides("gw0", 1, False, False, False)]
+    report = json_report({}, reversed(records))
+    _validator().validate(report)
+    found = report["shared_crates"]
+    assert isinstance(found, list)
+    assert [(crate["worker"], len(crate["tests"]), crate["usage"]["wall_usec"]) for crate in found] == [
+        ("gw0", 3, 30),
+        ("gw0", 1, 10),
+        ("gw1", 2, 20),
+    ]
+    assert found[0]["tests"] == ["t.py::test_gw0_1_1", "t.py::test_gw0_1_2", "t.py::test_gw0_1_3"]
+    assert [crate["exceeded"] for crate in found] == [[], [], ["memory"]]
+    assert found[2]["exit"] == {"code": 0, "signal": None}
+    assert [TestRecord.from_json(record.to_json()) for record in records] == records
+
+
+def test_no_shared_crates() -> None:
+    """Where each test had a crate of its own, there are none."""
+    assert json_report({}, [_record()])["shared_crates"] == []

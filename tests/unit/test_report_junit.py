@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pytest_crate.report import TestRecord, junit_properties
-from pytest_crate.result import CrateResult, Exit
+from pytest_crate.result import CrateResult, Exit, Shared
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -38,3 +38,17 @@ def test_an_unsandboxed_test_has_its_reason() -> None:
     """A test that ran without a crate says why, and has no numbers."""
     record = TestRecord(nodeid="t", outcome="passed", spec=CrateSpec().to_json(), uncrated="no cgroup")
     assert junit_properties(record) == [("crate.uncrated", "no cgroup")]
+
+
+def test_a_shared_crate() -> None:
+    """A test that shares its crate has what was used while it ran, and what all of the crate had used by its end."""
+    shared = Shared(name="t.py", number=2, tests=3, usage=Usage(memory_peak_bytes=4096))
+    crate = CrateResult(name="body", usage=Usage(cpu_usage_usec=5), shared=shared)
+    record = TestRecord(nodeid="t", outcome="passed", spec=CrateSpec(pids=None).to_json(), crates=(crate,))
+    assert junit_properties(record) == [
+        ("crate.body.cpu_usage_usec", "5"),
+        ("crate.body.shared.name", "t.py"),
+        ("crate.body.shared.number", "2"),
+        ("crate.body.shared.tests", "3"),
+        ("crate.body.shared.memory_peak_bytes", "4096"),
+    ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_crate.report import Line, Outcome, TestRecord, summary
 from pytest_crate.report.terminal_text import columns
-from pytest_crate.result import CrateResult, Limit
+from pytest_crate.result import CrateResult, Limit, Shared
 from pytest_crate.spec import CrateSpec, Mount
 from pytest_crate.usage import Usage
 
@@ -351,3 +351,37 @@ def test_no_line_is_wider_than_the_terminal(records: Any, top: int, width: int, 
         assert "\n" not in text
         assert {keyword for _, markup in line for keyword in markup} <= MARKUP
         assert text.isascii() or not ascii_only
+
+
+def test_a_shared_crate() -> None:
+    """A crate that tests shared has a row as a whole; the total counts it once, and each test's part not at all."""
+    records = [
+        TestRecord(
+            nodeid=f"t.py::test_{place}",
+            outcome="passed",
+            spec=CrateSpec(memory_bytes=64 * MIB).to_json(),
+            crates=(
+                CrateResult(
+                    name="body",
+                    usage=Usage(cpu_usage_usec=1_000),
+                    shared=Shared(
+                        name="t.py",
+                        number=1,
+                        tests=place,
+                        usage=Usage(cpu_usage_usec=1_000 * place, memory_peak_bytes=10 * MIB),
+                    ),
+                ),
+            ),
+        )
+        for place in (1, 2)
+    ]
+    texts = _texts(summary([*records, SMALL], top=0, width=100))
+    assert [text.split()[0] for text in texts[1:]] == [
+        "t.py",
+        "tests/test_a.py::test_small",
+        "t.py::test_1",
+        "t.py::test_2",
+        "2",
+    ]
+    assert texts[1].startswith("t.py (2 tests) ")
+    assert texts[-1] == "2 crates (1 shared), cpu 10 ms, highest peak 10 MiB, 0 over a limit"

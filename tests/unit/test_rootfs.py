@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from pytest_crate.sandbox import mounts
 from pytest_crate.sandbox.rootfs import (
     HostView,
     MountPoint,
+    entries,
     is_at_or_below,
     is_below,
     outermost,
@@ -185,3 +188,19 @@ def test_an_operation_prints_itself() -> None:
 def test_the_default_spec_needs_no_image() -> None:
     """A spec without an image is on the host's root."""
     assert CrateSpec().image is None
+
+
+def test_what_kept_entries_are(tmp_path: Path) -> None:
+    """A plan may be used again while each entry kept is what it was: the same symlink, or a file of the same type."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("directory")
+    names = ("directory", "link", "gone")
+    view = dataclasses.replace(HOST, kept=tuple(str(tmp_path / name) for name in names))
+    before = entries(view)
+    assert before == (stat.S_IFDIR, "directory", 0)
+    (tmp_path / "gone").touch()
+    assert entries(view) == (stat.S_IFDIR, "directory", stat.S_IFREG)
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "directory").rmdir()
+    assert entries(view) == (0, "elsewhere", stat.S_IFREG)

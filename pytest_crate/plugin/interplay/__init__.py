@@ -51,6 +51,10 @@ class Interplay:
         """In pytest, before the fork: return the wider fixtures that plugins ask for while the item is set up."""
         return [name for adapter in self._adapters.values() for name in adapter.wider_fixtures(item)]
 
+    def shares(self, item: pytest.Item) -> bool:
+        """In pytest: whether the item can ride in a crate with others before and after it."""
+        return all(adapter.shares(item) for adapter in self._adapters.values())
+
     def before_fork(self, item: pytest.Item) -> None:
         """In pytest, when the wider fixtures are set up."""
         for adapter in self._adapters.values():
@@ -71,10 +75,15 @@ class Interplay:
         for adapter in self._adapters.values():
             adapter.mirror_ends(item)
 
-    def take(self, item: pytest.Item) -> dict[str, Any]:
-        """In a child that is about to leave: return what each plugin has to have in pytest's process."""
+    def take(self, item: pytest.Item, *, leaves: bool) -> dict[str, Any]:
+        """In a child, at the end of a test: return what each plugin has to have in pytest's process.
+
+        :param leaves: no other test follows in this crate.
+        """
         taken: dict[str, Any] = {}
         for name, adapter in self._adapters.items():
+            if adapter.at_end and not leaves:
+                continue
             try:
                 data = adapter.take(item)
             except Exception as error:  # noqa: BLE001 - another package's, and said

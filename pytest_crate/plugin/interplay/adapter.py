@@ -12,6 +12,16 @@ import pytest
 class Adapter:
     """Brings home what one plugin keeps in memory, or in files that are private in a crate."""
 
+    at_end = False
+    """Whether what is brought home is a whole crate's, and not a test's: it is taken once, at the crate's end."""
+
+    def shares(self, item: pytest.Item) -> bool:
+        """In pytest: whether the item can ride in a crate with others before and after it (``scope``).
+
+        What is taken from a crate between two tests must then be each one's own.
+        """
+        return True
+
     def wider_fixtures(self, item: pytest.Item) -> Iterable[str]:
         """In pytest, before the fork: return the wider fixtures that the item asks for by name while it is set up.
 

@@ -35,6 +35,9 @@ class _Results(Adapter):
         self._listener = listener
         self._noted: Any = None
 
+    def shares(self, item: pytest.Item) -> bool:
+        return False
+
     def brings_much(self, item: pytest.Item) -> bool:
         return True
 

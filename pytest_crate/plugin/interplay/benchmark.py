@@ -22,6 +22,9 @@ class _Benchmarks(Adapter):
         self._session = session
         self._before = 0
 
+    def shares(self, item: pytest.Item) -> bool:
+        return not self.brings_much(item)
+
     def brings_much(self, item: pytest.Item) -> bool:
         return not {"benchmark", "benchmark_weave"}.isdisjoint(getattr(item, "fixturenames", ()))
 

@@ -32,6 +32,8 @@ def _data(running: Any) -> Any:
 
 
 class _Coverage(Adapter):
+    at_end = True
+
     def __init__(self) -> None:
         self._before: frozenset[str] = frozenset()
 

@@ -16,6 +16,9 @@ def adapter(_config: pytest.Config) -> Adapter:
 
 
 class _Databases(Adapter):
+    def shares(self, item: pytest.Item) -> bool:
+        return not self.wider_fixtures(item)
+
     def wider_fixtures(self, item: pytest.Item) -> Iterable[str]:
         # It asks for that only while a test is set up: by the marker, or for live_server.
         if item.get_closest_marker("django_db") or "live_server" in getattr(item, "fixturenames", ()):

@@ -15,6 +15,10 @@ def adapter(_config: pytest.Config) -> Adapter:
 
 
 class _Servers(Adapter):
+    def shares(self, item: pytest.Item) -> bool:
+        kind = sys.modules["pytest_httpserver"].HTTPServer
+        return not any(isinstance(server, kind) for server in private.wider_values(item))
+
     def child_starts(self, item: pytest.Item) -> None:
         kind = sys.modules["pytest_httpserver"].HTTPServer
         for server in private.wider_values(item):

@@ -32,6 +32,9 @@ class _Examples(Adapter):
     def __init__(self) -> None:
         self._changes: list[list[str]] = []
 
+    def shares(self, item: pytest.Item) -> bool:
+        return _database(item) is None
+
     def child_starts(self, item: pytest.Item) -> None:
         database = _database(item)
         if database is None:

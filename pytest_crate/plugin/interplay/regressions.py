@@ -21,6 +21,9 @@ class _ExpectedFiles(Adapter):
     def __init__(self) -> None:
         self._before: dict[str, tuple[int, int]] = {}
 
+    def shares(self, item: pytest.Item) -> bool:
+        return not _uses(item)
+
     def brings_much(self, item: pytest.Item) -> bool:
         return _uses(item)
 

@@ -22,6 +22,9 @@ class _Snapshots(Adapter):
         self._before = 0
         self._written: list[dict[str, Any]] = []
 
+    def shares(self, item: pytest.Item) -> bool:
+        return "snapshot" not in getattr(item, "fixturenames", ())
+
     def brings_much(self, item: pytest.Item) -> bool:
         return True
 
