@@ -339,7 +339,7 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     if mirrored is not None:
         sections = _with_output(mirrored.sections, walk.own_sections(str(call.when)))
         if call.excinfo is None:
-            report = mirrored
+            report = _renewed(own, mirrored)
         elif mirrored.failed:
             # The child's part failed; then a wider fixture's teardown failed in pytest, too.
             sections.append(("teardown inside the crate", mirrored.longreprtext))
@@ -354,6 +354,17 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
         if walk.collapsed_in(call.when) or near_limits(result, walk.spec):
             report.sections.append(failure_section(result, walk.spec, stacks=walk.stacks, left_behind=walk.left_behind))
     return report
+
+
+def _renewed(own: pytest.TestReport, mirrored: pytest.TestReport) -> pytest.TestReport:
+    """Return the report that the hooks had, as it came from the child: what they add to it, it has from there already.
+
+    A plugin may know it again by its identity.
+    """
+    if type(own) is not type(mirrored):
+        return mirrored
+    own.__dict__ = mirrored.__dict__
+    return own
 
 
 def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -350,6 +350,7 @@ class Walk:
                 "junit": private.take_junit_records(self.item),
                 "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
                 "exception": None if call.excinfo is None else raised.pack_exception(call.excinfo.value),
+                "kept": self._interplay.take_phase(self.item),
             }
         )
         if self._phase == "setup":
@@ -586,6 +587,7 @@ class Walk:
         private.give_values(self.item, transfer.unpack_values(message["values"]))
         thrown = message["exception"]
         self.exception = None if thrown is None else _excinfo(raised.unpack_exception(thrown))
+        self._interplay.give_phase(self.item, message["kept"])
         return None, cast("dict[str, Any]", message["report"])
 
     def _own(self, report: pytest.TestReport) -> pytest.TestReport:
