@@ -57,11 +57,6 @@ SUITES = (
         name="filelock",
         version="4.0.0",
         requirements=("pytest-asyncio", "pytest-mock", "pytest-timeout", "virtualenv"),
-        args=tuple(
-            f"tests/test_{name}.py"
-            for name in "filelock error fork_ownership host_name_grammar process_identity".split()
-        ),
-        part="the other files take many minutes, most of them to wait",
     ),
     Suite(
         name="psutil",
@@ -96,11 +91,6 @@ SUITES = (
             *("blockbuster", "coverage", "exceptiongroup", "psutil", "pytest-mock", "pytest-timeout"),
             *("trio", "trustme", "truststore", "uvloop"),
         ),
-        args=(
-            *("tests/streams", "tests/test_fileio.py", "tests/test_pytest_plugin.py", "tests/test_signals.py"),
-            *("tests/test_subprocesses.py", "tests/test_tempfile.py", "tests/test_to_process.py"),
-        ),
-        part="what touches files, processes, signals, loopback sockets and pytest",
         allowed={
             _of("test_fileio", r"TestPath::test_is_block_device.*"): "skipped: a crate's /dev has no disk",
         },
