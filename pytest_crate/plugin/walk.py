@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import os
 import re
 import select
@@ -32,7 +31,7 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import keyboard, private, raised, threads, transfer
+from pytest_crate.plugin import collector, keyboard, private, raised, threads, transfer
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.interplay import HOME
@@ -141,6 +140,7 @@ class Walk:
         self._keywords: Mapping[str, Any] = {}
         self._collapsed: set[str] = set()
         self._threads: tuple[threads.OtherThread, ...] = ()
+        self._frozen = False
         self._seen = NOTHING_YET
         self._exceeded: list[Limit] = []
         self._forks_refused = False
@@ -231,9 +231,7 @@ class Walk:
         # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
         # its thread (faulthandler.c).
         private.dump_stacks_in_time(self.item.config, here=False)
-        # Objects alive now are never collected in the child: a collection would touch, and so copy,
-        # every page that holds one (gc.freeze, Python 3.7).
-        gc.freeze()
+        self._frozen = collector.before_fork()
         # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -242,6 +240,7 @@ class Walk:
             self._after_fork(mask, sending, stacks)
             raise CrateFailed(f"the crate could not be entered: {error}") from None
         if self._body == 0:
+            collector.in_child(self._frozen)
             self._become_child(sandbox, sending, stacks, here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return True
@@ -264,9 +263,8 @@ class Walk:
             raise CrateFailed(f"{message} (crate_fork_check = error)")
         warnings.warn(CrateForkWarning(message), stacklevel=1)
 
-    @staticmethod
-    def _after_fork(mask: Iterable[int], *childs: int) -> None:
-        gc.unfreeze()
+    def _after_fork(self, mask: Iterable[int], *childs: int) -> None:
+        collector.after_fork(self._frozen)
         for descriptor in childs:
             os.close(descriptor)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
