@@ -23,7 +23,7 @@ from tests.comparing import read_junit
 from tests.parity.suites import PYTEST, XDIST, Suite
 
 INSTALL_SECONDS = 900
-RUN_SECONDS = 2400
+RUN_SECONDS = 3600
 
 RECORDER = Path(__file__).parent.parent / "recorder.py"
 
