@@ -150,7 +150,9 @@ class Conductor:
                 if earlier.in_child:
                     earlier.child_ends()
                 earlier.disarm()
-            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, self._child_output(), self)
+            in_step = private.writes_from_the_crate(self.config)
+            output = self._child_output(in_step)
+            walk = Walk(item, item.stash[specs.SPEC], self._create, self._prepare_next, output, in_step, self)
             item.stash[_WALK] = self._walk = walk
             walk.arm()
         return (yield from self._phase(item, "setup"))
@@ -180,8 +182,8 @@ class Conductor:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
 
-    def _child_output(self) -> ChildOutput | None:
-        if self._output is None and not private.writes_from_the_crate(self.config):
+    def _child_output(self, in_step: bool) -> ChildOutput | None:
+        if self._output is None and not (in_step and private.captures(self.config) in ("fd", "no")):
             self._output = ChildOutput(self.config)
         return self._output
 
@@ -370,7 +372,11 @@ def _renewed(own: pytest.TestReport, mirrored: pytest.TestReport) -> pytest.Test
 def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return sections with more output, each text in the section of its title, as if one process had written both."""
     merged = dict(added)
-    joined = [(title, text + merged.pop(title, "")) for title, text in sections]
+    joined = []
+    for title, text in sections:
+        more = merged.pop(title, "")
+        # A section of the log has no line's end at its own.
+        joined.append((title, text + ("\n" if more and title.startswith("Captured log ") else "") + more))
     if not merged:
         return joined
     # pytest's own order of sections; the sort leaves all others where they are.

@@ -7,9 +7,9 @@ the child's report and returns that one as its own. What the child can no longer
 killed, timed out or went over a limit, the mirror says in its place, always as a failure.
 
 The child begins a phase when the mirror has its report of the one before, and has seen that no limit
-was exceeded until then. Where tests write to the terminal (``-s``, live logs) it waits for more, until
-the mirror begins the phase, too, and has printed what comes before it; a child whose output is captured
-waits for that only when it is about to write there nevertheless.
+was exceeded until then. Where tests write to the terminal (``-s``, live logs), or wider fixtures have threads
+that may answer it, it waits for more, until the mirror is in the phase, too, and captures what is said there.
+A child whose output is captured waits also when it is about to write to the terminal nevertheless.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -104,10 +105,12 @@ class Walk:
         create: Callable[[pytest.Item], Sandbox],
         prepare_next: Callable[[], None],
         output: ChildOutput | None,
+        in_step: bool,
         plugin: object,
     ) -> None:
         """
-        :param output: where the child's captured output goes; None if it writes to the terminal as it runs.
+        :param output: where the child's captured output goes; None if pytest and the child capture in one place.
+        :param in_step: the child writes to the terminal as it runs.
         """
         self.item = item
         self.spec = spec
@@ -120,6 +123,9 @@ class Walk:
         self._create = create
         self._prepare_next = prepare_next
         self._output = output
+        self._in_step = in_step
+        self._waits = in_step
+        self._held = False
         self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
         self._phase_over = False
@@ -152,6 +158,7 @@ class Walk:
         self._reported = False
         self._leaves = False
         self._own_output: dict[str, tuple[str, str]] = {}
+        self._logged_before = ""
         self._exit = Exit()
         # the child's
         self._report_pipe: ReportPipe | None = None
@@ -183,8 +190,9 @@ class Walk:
             if phase == "teardown":
                 private.own_wider_finalizers(self.item)
             self._pipe.await_mirror(NEXT_PHASE)
-        elif self._step >= 0 and self._output is None:
-            self._let_child_go_on(NEXT_PHASE)
+        elif self._step >= 0 and self._waits:
+            self._release()  # the phase before was never awaited
+            self._held = True
 
     def phase_ends(self) -> None:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
@@ -226,6 +234,7 @@ class Walk:
         self._stacks_fd, stacks = os.pipe2(os.O_CLOEXEC)
         self._interplay.before_fork(self.item)
         _flush(self.item.config)
+        self._logged_before = private.logged(self.item.config)
         if self._output is not None:
             self._output.before_fork()
         # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
@@ -255,6 +264,8 @@ class Walk:
 
     def _check_threads(self) -> None:
         self._threads = threads.others()
+        # What a wider fixture's thread says in answer to a body is captured in the phase that pytest is in.
+        self._waits = self._waits or threading.active_count() > 1
         policy = self.item.config.getini("crate_fork_check")
         if policy == "off" or not any(thread.place for thread in self._threads):
             return
@@ -319,7 +330,7 @@ class Walk:
         private.take_junit_records(self.item)  # pytest's own, recorded before the fork
         private.keep_only(self.item.config, "pytest_runtest_logreport", self.plugin)
         private.keep_only(self.item.config, "pytest_runtest_logfinish", self.plugin)
-        if self._output is not None:
+        if not self._in_step:
             private.call_before_terminal(self.item.config, self._child_writes)
         self._interplay.child_starts(self.item)
 
@@ -486,15 +497,15 @@ class Walk:
         passed = self._reports.get("setup", {}).get("outcome") == "passed"
         following = {"setup": "call" if passed else "teardown", "call": "teardown"}
         for phase, key, text in private.captured_in(self.item):
-            # Before the fork, what was logged went to the child's memory, too; and where a child has no files of its
-            # own, what was printed did.
-            if key != "log" and self._output is not None:
+            if key == "log":
+                # What was logged before the fork went to the child's memory, too.
+                before = self._logged_before.strip() if phase == "setup" else ""
+                found[phase, key] = text.removeprefix(before).lstrip("\n")
+            else:
                 said_in = following[phase] if phase in self._own_output else phase
                 found[said_in, key] = text + found.get((said_in, key), "")
-            elif phase == "teardown":
-                found[phase, key] = text
         phases = {"setup": ("setup",), "call": ("setup", "call")}.get(when, ("setup", "call", "teardown"))
-        return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if phase in phases]
+        return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if text and phase in phases]
 
     def collapsed_in(self, when: str) -> bool:
         """Whether the mirror had to speak for the child in a phase."""
@@ -503,6 +514,7 @@ class Walk:
     def _await(self, phase: Phase) -> None:
         """Wait for the child's report of a phase; pass on what comes before it."""
         try:
+            self._release()
             try:
                 data = self._next_report(phase)
             except KeyboardInterrupt:
@@ -532,10 +544,11 @@ class Walk:
             self.end()
             raise CrateFailed(self._limit_message(exceeded) + text, sections)
         self._reports[phase] = data
-        if phase != "teardown" and self._output is not None:
+        if phase != "teardown" and not self._in_step:
             # What a wider fixture's thread prints here from now on is said in the child's next phase.
             self._own_output[phase] = private.take_captured(self.item.config)
-            os.write(self._step, NEXT_PHASE)
+            if not self._waits:
+                os.write(self._step, NEXT_PHASE)
 
     def _next_report(self, phase: Phase) -> dict[str, Any]:
         while True:
@@ -608,6 +621,12 @@ class Walk:
                 self._lent = keyboard.Lent(self._pidfd)
         if "debugger" in message or "interacts" in message:
             self._let_child_go_on(ATTENDED)
+
+    def _release(self) -> None:
+        """Let a child that is held begin the phase that pytest has begun."""
+        if self._held and self._step >= 0:
+            self._held = False
+            self._let_child_go_on(NEXT_PHASE)
 
     def _let_child_go_on(self, word: bytes) -> None:
         # What has been printed here comes first: it may still be in a buffer.
