@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections.abc import Callable
 from typing import Any
 
 # What shows the difference (CPython, Modules/gcmodule.c): frozen objects are neither collected nor listed.
@@ -30,26 +28,28 @@ def after_fork(frozen: bool) -> None:
 
 
 def in_child(frozen: bool) -> None:
-    """In a child: have the objects there again as soon as one of the collector's functions is called."""
+    """In a child: have the objects there again as soon as one of the collector's functions is looked up."""
     if not frozen:
         return
-    own = {name: getattr(gc, name) for name in _LOOKS}
-    looks: dict[str, Callable[..., Any]] = {}
+    module = vars(gc)
+    # Not functions in place of theirs: get_referrers would find the frame that calls one, and so would a mock.
+    functions = {name: module.pop(name) for name in _LOOKS}
 
     def unfreeze() -> None:
-        for name, look in looks.items():
-            if getattr(gc, name) is look:  # a test may have mocked it
-                setattr(gc, name, own[name])
-        own["unfreeze"]()
+        if functions:
+            functions["unfreeze"]()
+            for name, function in functions.items():
+                module.setdefault(name, function)  # a test may have put another there
+            functions.clear()
+            del module["__getattr__"], module["__dir__"]
 
-    def looking(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def look(*args: Any, **options: Any) -> Any:
-            unfreeze()
-            return function(*args, **options)
+    def look_up(name: str) -> Any:
+        unfreeze()
+        return getattr(gc, name)
 
-        return look
+    def names() -> list[str]:
+        unfreeze()
+        return dir(gc)
 
-    for name, function in own.items():
-        looks[name] = looking(function)
-        setattr(gc, name, looks[name])
+    # A module's own, asked for a name that it lacks (PEP 562).
+    module.update(__getattr__=look_up, __dir__=names)

@@ -243,6 +243,14 @@ def test_the_collector(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         from shapes import *
         def test_lists(): assert counted() == 2
         def test_referrers(): assert kept.__dict__ in gc.get_referrers(kept.ring)
+        def test_frames_that_run():
+            def running(): error = ValueError(); yield gc.get_referrers(error)
+            assert next(running()) == []
+        def test_names(): assert {"collect", "get_objects"} <= set(dir(gc)) and gc.__dict__.get("__dir__") is None
+        def test_no_such_name(): assert not hasattr(gc, "no_such_name")
+        def test_imports():
+            from gc import get_objects
+            assert sum(type(each) is Ring for each in get_objects()) == 2
         def test_none_frozen(): assert gc.get_freeze_count() == 0
         def test_freezes():
             gc.collect(); gc.freeze(); count = gc.get_freeze_count(); assert count > 1000
@@ -251,6 +259,10 @@ def test_the_collector(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         def test_mocked(monkeypatch):
             monkeypatch.setattr(gc, "collect", lambda: "mocked")
             assert (counted(), gc.collect()) == (2, "mocked")
+        def test_replaced():
+            before = gc.__dict__.get("collect"); gc.collect = lambda: "replaced"
+            assert (counted(), gc.collect()) == (2, "replaced")
+            gc.__dict__.pop("collect") if before is None else setattr(gc, "collect", before)
         def test_collects():
             gone = weakref.ref(kept.ring), weakref.ref(Holder.wide)
             del kept.ring, Holder.wide
@@ -259,7 +271,7 @@ def test_the_collector(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         """,
     )
     run = both_ways("-rP")
-    assert run.outcomes() == {"passed": 7}
+    assert run.outcomes() == {"passed": 12}
 
 
 def test_objects_that_a_suite_has_frozen(pytester: pytest.Pytester, both_ways: BothWays) -> None:
