@@ -168,6 +168,16 @@ SUITES = (
         args=("responses",),
     ),
     Suite(
+        name="marshmallow",
+        version="4.4.0",
+        requirements=("simplejson",),
+        # Its names have the time in them.
+        args=(
+            "tests",
+            "--deselect=tests/test_deserialization.py::TestFieldDeserialization::test_invalid_datetime_deserialization",
+        ),
+    ),
+    Suite(
         name="pytest",
         version="9.2.0",
         requirements=("argcomplete", "attrs", "hypothesis", "mock", "pexpect", "requests", "setuptools", "xmlschema"),
