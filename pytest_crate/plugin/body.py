@@ -161,9 +161,8 @@ class Body:
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()
         captured = ("", "")
-        if self._output is None:
-            flush(item.config)
-        else:
+        flush(item.config)
+        if self._output is not None:
             captured = private.take_captured(item.config)
         self.tell(NEXT_TEST + NextTest(number=number, following=following, captured=captured).encode())
 

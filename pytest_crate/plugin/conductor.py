@@ -241,6 +241,7 @@ class Conductor:
                 if earlier.rider is not None:
                     earlier.rider.ends()
                 earlier.disarm()
+            in_step = private.writes_from_the_crate(self.config)
             walk = Walk(
                 item,
                 item.stash[specs.SPEC],
@@ -248,7 +249,8 @@ class Conductor:
                 self._prepare_next,
                 self._crate_to_share,
                 self._next,
-                self._child_output(),
+                self._child_output(in_step),
+                in_step,
                 self,
             )
             item.stash[_WALK] = self._walk = walk
@@ -289,8 +291,8 @@ class Conductor:
             reason = f"crate: {error}"
         pytest.fail(reason, pytrace=False)
 
-    def _child_output(self) -> ChildOutput | None:
-        if self._output is None and not private.writes_from_the_crate(self.config):
+    def _child_output(self, in_step: bool) -> ChildOutput | None:
+        if self._output is None and not (in_step and private.captures(self.config) in ("fd", "no")):
             self._output = ChildOutput(self.config)
         return self._output
 
@@ -461,7 +463,7 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     if mirrored is not None:
         sections = _with_output(mirrored.sections, walk.own_sections(str(call.when)))
         if call.excinfo is None:
-            report = mirrored
+            report = _renewed(own, mirrored)
         elif mirrored.failed:
             # The child's part failed; then a wider fixture's teardown failed in pytest, too.
             sections.append(("teardown inside the crate", mirrored.longreprtext))
@@ -478,10 +480,25 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
     return report
 
 
+def _renewed(own: pytest.TestReport, mirrored: pytest.TestReport) -> pytest.TestReport:
+    """Return the report that the hooks had, as it came from the child: what they add to it, it has from there already.
+
+    A plugin may know it again by its identity.
+    """
+    if type(own) is not type(mirrored):
+        return mirrored
+    own.__dict__ = mirrored.__dict__
+    return own
+
+
 def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return sections with more output, each text in the section of its title, as if one process had written both."""
     merged = dict(added)
-    joined = [(title, text + merged.pop(title, "")) for title, text in sections]
+    joined = []
+    for title, text in sections:
+        more = merged.pop(title, "")
+        # A section of the log has no line's end at its own.
+        joined.append((title, text + ("\n" if more and title.startswith("Captured log ") else "") + more))
     if not merged:
         return joined
     # pytest's own order of sections; the sort leaves all others where they are.

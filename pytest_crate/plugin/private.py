@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
+import io
+import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO, cast
@@ -36,6 +39,7 @@ __all__ = [
     "hook_implementations",
     "is_driven_by",
     "keep_only",
+    "logged",
     "own_wider_finalizers",
     "replace_function",
     "set_failed_subtests",
@@ -257,10 +261,11 @@ def take_captured(config: pytest.Config) -> tuple[str, str]:
 
 
 def write_captured(config: pytest.Config, out: str, err: str) -> None:
-    """Have pytest's capture hold more."""
+    """Have pytest's ``sys`` or ``tee-sys`` capture hold more."""
     manager: Any = config.pluginmanager.getplugin("capturemanager")
-    manager._global_capturing.out.tmpfile.write(out)
-    manager._global_capturing.err.tmpfile.write(err)
+    for stream, text in ((manager._global_capturing.out, out), (manager._global_capturing.err, err)):
+        # Not tee-sys' own: it writes to the terminal as well, where this has been.
+        io.TextIOWrapper.write(stream.tmpfile, text)
 
 
 def writes_from_the_crate(config: pytest.Config) -> bool:
@@ -278,16 +283,20 @@ def call_before_terminal(config: pytest.Config, function: Callable[[], object]) 
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     disabled, suspend = manager.global_and_fixture_disabled, manager.suspend_global_capture
 
-    def disable_in_turn() -> AbstractContextManager[None]:
+    # As methods: a failed subtest shows the repr of what it suspends the capture with.
+    @functools.wraps(type(manager).global_and_fixture_disabled)
+    def disable_in_turn(_: object) -> AbstractContextManager[None]:
         function()
         return cast("AbstractContextManager[None]", disabled())
 
-    def suspend_in_turn(in_: bool = False) -> None:
+    @functools.wraps(type(manager).suspend_global_capture)
+    def suspend_in_turn(_: object, in_: bool = False) -> None:
         if in_:  # pytest itself does without it at the end of each phase
             function()
         suspend(in_=in_)
 
-    manager.global_and_fixture_disabled, manager.suspend_global_capture = disable_in_turn, suspend_in_turn
+    manager.global_and_fixture_disabled = types.MethodType(disable_in_turn, manager)
+    manager.suspend_global_capture = types.MethodType(suspend_in_turn, manager)
     # What hooks print that run around the capture, or between two phases.
     for stream in (manager._global_capturing.out, manager._global_capturing.err):
         streams = getattr(stream, "syscapture", stream)
@@ -369,6 +378,12 @@ def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) 
 def captured_in(item: pytest.Item) -> list[tuple[str, str, str]]:
     """Return what pytest has captured of an item so far: phase, ``stdout``, ``stderr`` or ``log``, and the text."""
     return [(phase, key, text) for phase, key, text in item._report_sections if text]
+
+
+def logged(config: pytest.Config) -> str:
+    """Return what has been logged in this phase so far, as its report shows it."""
+    plugin: Any = config.pluginmanager.getplugin("logging-plugin")
+    return "" if plugin is None else str(plugin.report_handler.stream.getvalue())
 
 
 def show_fixtures(config: pytest.Config, *, shown: bool) -> bool:

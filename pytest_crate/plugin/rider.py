@@ -34,13 +34,24 @@ class Rider:
     """In a forked child: what rides in the crate, and its way to speak to the mirror."""
 
     def __init__(
-        self, item: pytest.Item, body: Body, output: ChildOutput | None, interplay: Interplay, clock: Clock
+        self,
+        item: pytest.Item,
+        body: Body,
+        output: ChildOutput | None,
+        in_step: bool,
+        interplay: Interplay,
+        clock: Clock,
     ) -> None:
+        """
+        :param output: where its captured output goes; None if pytest and it capture in one place.
+        :param in_step: it writes to the terminal as it runs.
+        """
         self.item = item
         self._clock = clock
         self.phase = "setup"
         self._body = body
         self._output = output
+        self._in_step = in_step
         self._interplay = interplay
         self._pipe: ReportPipe
         self._imports = ImportTimes()
@@ -111,7 +122,7 @@ class Rider:
         private.keep_only(config, "pytest_runtest_logfinish", plugin)
         # The beginning of a later test is for the mirror to tell; live logs begin anew for each.
         private.keep_only(config, "pytest_runtest_logstart", plugin, config.pluginmanager.getplugin("logging-plugin"))
-        if self._output is not None:
+        if not self._in_step:
             private.call_before_terminal(config, self._writes)
         self._interplay.child_starts(self.item)
         self._imports.start()
@@ -171,6 +182,7 @@ class Rider:
                 "junit": private.take_junit_records(self.item),
                 "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
                 "exception": None if call.excinfo is None else raised.pack_exception(call.excinfo.value),
+                "kept": self._interplay.take_phase(self.item),
             }
         )
         if self.phase == "setup":
@@ -224,9 +236,9 @@ class Rider:
     def _flush(self) -> None:
         """Before the mirror goes on and prints: let what was written to its terminal, or pipe, be there.
 
-        A child with files of its own has written nothing there but what it had its turn for.
+        A child whose output is captured has written nothing there but what it had its turn for.
         """
-        if self._output is None or self._wrote:
+        if self._in_step or self._wrote:
             self._wrote = False
             flush(self.item.config)
 

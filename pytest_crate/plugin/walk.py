@@ -7,17 +7,17 @@ the child's report and returns that one as its own. What the child can no longer
 killed, timed out or went over a limit, the mirror says in its place, always as a failure.
 
 The child begins a phase when the mirror has its report of the one before, and has seen that no limit
-was exceeded until then. Where tests write to the terminal (``-s``, live logs) it waits for more, until
-the mirror begins the phase, too, and has printed what comes before it; a child whose output is captured
-waits for that only when it is about to write there nevertheless.
+was exceeded until then. Where tests write to the terminal (``-s``, live logs), or wider fixtures have threads
+that may answer it, it waits for more, until the mirror is in the phase, too, and captures what is said there.
+A child whose output is captured waits also when it is about to write to the terminal nevertheless.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import private, raised, threads, transfer
+from pytest_crate.plugin import collector, private, raised, threads, transfer
 from pytest_crate.plugin.body import Body, raise_interrupt
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
@@ -64,11 +64,13 @@ class Walk:
         crate_to_share: Callable[[pytest.Item], Body | Sharing | None],
         following: pytest.Item | None,
         output: ChildOutput | None,
+        in_step: bool,
         plugin: object,
     ) -> None:
         """
         :param crate_to_share: returns the crate that the item can go on in, or how tests after it may share its own.
-        :param output: where the child's captured output goes; None if it writes to the terminal as it runs.
+        :param output: where the child's captured output goes; None if pytest and the child capture in one place.
+        :param in_step: the child writes to the terminal as it runs.
         """
         self.item = item
         self.spec = spec
@@ -83,6 +85,9 @@ class Walk:
         self._crate_to_share = crate_to_share
         self._following = following
         self._output = output
+        self._in_step = in_step
+        self._waits = in_step
+        self._held = False
         self._interplay = item.config.stash[HOME]
         self._phase: Phase = "setup"
         self._phase_over = False
@@ -95,6 +100,7 @@ class Walk:
         self._collapsed: set[str] = set()
         self._threads: tuple[threads.OtherThread, ...] = ()
         self._own_output: dict[str, tuple[str, str]] = {}
+        self._logged_before = ""
         self._follows = False
         self._result: CrateResult | None = None
         self.goes_on = False
@@ -166,8 +172,9 @@ class Walk:
             return  # there is no child yet
         if self.rider is not None:
             self.rider.begins(phase)
-        elif self._made is not None and self._made.alive and not self.is_over and self._output is None:
-            self._made.let_go_on(NEXT_PHASE)
+        elif self._made is not None and self._made.alive and not self.is_over and self._waits:
+            self._release()  # the phase before was never awaited
+            self._held = True
 
     def phase_ends(self) -> None:
         """Note that a phase's hook has returned or raised: the next report made is the phase's."""
@@ -192,6 +199,8 @@ class Walk:
 
     def _go_on_or_enter(self) -> bool:
         __tracebackhide__ = True
+        # What a wider fixture's thread says in answer to a body is captured in the phase that pytest is in.
+        self._waits = self._in_step or threading.active_count() > 1
         body = self._crate_to_share(self.item)
         if not isinstance(body, Body):
             self._check_threads()
@@ -237,15 +246,14 @@ class Walk:
             ours.callback(body.in_mirror)
             self._interplay.before_fork(self.item)
             flush(self.item.config)
+            self._logged_before = private.logged(self.item.config)
             if self._output is not None:
                 self._output.before_fork()
             # The child's from now on. In a child the watchdog of its parent could not even be cancelled: that waits for
             # its thread (faulthandler.c).
             private.dump_stacks_in_time(self.item.config, here=False)
-            # Objects alive now are never collected in the child: a collection would touch, and so copy,
-            # every page that holds one (gc.freeze, Python 3.7).
-            gc.freeze()
-            ours.callback(gc.unfreeze)
+            frozen = collector.before_fork()
+            ours.callback(collector.after_fork, frozen)
             # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the
             # child.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -261,7 +269,8 @@ class Walk:
             if pid == 0:
                 ours.pop_all()
         if pid == 0:
-            self.rider = rider = Rider(self.item, body, self._output, self._interplay, childs)
+            collector.in_child(frozen)
+            self.rider = rider = Rider(self.item, body, self._output, self._in_step, self._interplay, childs)
             self.item.config.stash[RIDER] = rider
             rider.enter(here, self.plugin)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -401,15 +410,15 @@ class Walk:
         passed = self._reports.get("setup", {}).get("outcome") == "passed"
         following = {"setup": "call" if passed else "teardown", "call": "teardown"}
         for phase, key, text in private.captured_in(self.item):
-            # Before the fork, what was logged went to the child's memory, too; and where a child has no files of its
-            # own, what was printed did.
-            if key != "log" and self._output is not None:
+            if key == "log":
+                # What was logged before the fork went to the child's memory, too.
+                before = self._logged_before.strip() if phase == "setup" else ""
+                found[phase, key] = text.removeprefix(before).lstrip("\n")
+            else:
                 said_in = following[phase] if phase in self._own_output else phase
                 found[said_in, key] = text + found.get((said_in, key), "")
-            elif phase == "teardown" or (phase == "setup" and self._follows):
-                found[phase, key] = text
         phases = {"setup": ("setup",), "call": ("setup", "call")}.get(when, ("setup", "call", "teardown"))
-        return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if phase in phases]
+        return [(f"Captured {key} {phase}", text) for (phase, key), text in found.items() if text and phase in phases]
 
     def collapsed_in(self, when: str) -> bool:
         """Whether the mirror had to speak for the child in a phase."""
@@ -420,6 +429,7 @@ class Walk:
         if phase != "setup":
             self._clock.done("hooks after the set-up" if phase == "call" else "hooks after the call")
         try:
+            self._release()
             try:
                 data = self._next_report(phase)
             except KeyboardInterrupt:
@@ -451,10 +461,11 @@ class Walk:
             self._end()
             raise CrateFailed(self._body.limit_message(exceeded) + text, sections)
         self._reports[phase] = data
-        if phase != "teardown" and self._output is not None:
+        if phase != "teardown" and not self._in_step:
             # What a wider fixture's thread prints here from now on is said in the child's next phase.
             self._own_output[phase] = private.take_captured(self.item.config)
-            self._body.tell(NEXT_PHASE)
+            if not self._waits:
+                self._body.tell(NEXT_PHASE)
 
     def _next_report(self, phase: Phase) -> dict[str, Any]:
         while True:
@@ -504,6 +515,7 @@ class Walk:
         private.give_values(self.item, transfer.unpack_values(message["values"]))
         thrown = message["exception"]
         self.exception = None if thrown is None else _excinfo(raised.unpack_exception(thrown))
+        self._interplay.give_phase(self.item, message["kept"])
         return None, cast("dict[str, Any]", message["report"])
 
     def _own(self, report: pytest.TestReport) -> pytest.TestReport:
@@ -516,6 +528,12 @@ class Walk:
         ):
             raise ValueError(f"a report of {report.nodeid}")
         return report
+
+    def _release(self) -> None:
+        """Let a child that is held begin the phase that pytest has begun."""
+        if self._held and self._body.alive:
+            self._held = False
+            self._body.let_go_on(NEXT_PHASE)
 
     def _stop(self, stop: dict[str, Any]) -> NoReturn:
         interrupted = stop["kind"] == "interrupt"

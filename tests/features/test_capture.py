@@ -140,19 +140,20 @@ def test_turns_at_the_terminal(pytester: pytest.Pytester, both_ways: BothWays) -
     assert line.index("PASSED") < line.index("<down>")
 
 
-@pytest.mark.parametrize("mode", ["fd", "sys"])
+@pytest.mark.parametrize("mode", ["fd", "sys", "tee-sys"])
 def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays, mode: str) -> None:
-    """What a wider fixture prints while it is set up is the first test's, once; so is what its thread prints later."""
+    """What a wider fixture prints while it is set up is the first test's, once; so is what its thread says later."""
     pytester.makepyfile(
         """
-        import os, sys, threading, pytest
+        import logging, os, sys, threading, pytest
         @pytest.fixture(scope="module")
         def server():
-            print("module up")
+            print("module up"); logging.warning("module up")
             asked, answered = os.pipe(), os.pipe()
             def serve():
                 while os.read(asked[0], 1) == b"?":
                     print("thread answers", file=sys.stderr, flush=True)
+                    logging.warning("thread answers")
                     os.write(answered[1], b"!")
             thread = threading.Thread(target=serve)
             thread.start()
@@ -163,7 +164,7 @@ def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays
             os.write(asked[1], b".")
             thread.join()
             print("module down")
-        def test_first(server): print("first"); server[0](); raise SystemError
+        def test_first(server): print("first"); logging.error("first"); server[0](); raise SystemError
         def test_second(server): print("second"); server[0](); raise SystemError
         """
     )
@@ -171,6 +172,7 @@ def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays
     sections = dict(run.of("::test_first")["sections"])
     assert sections["Captured stdout setup"] == "module up\n"
     assert sections["Captured stderr call"] == "thread answers\n"
+    assert [line.split()[-1] for line in sections["Captured log call"].splitlines()] == ["first", "answers"]
 
 
 def test_output_of_wider_fixtures_that_is_shown_as_well(pytester: pytest.Pytester, both_ways: BothWays) -> None:

@@ -221,3 +221,69 @@ def test_without_a_plugin(pytester: pytest.Pytester, both_ways: BothWays, name: 
     )
     run = both_ways("-p", f"no:{name}")
     assert run.of("test_fails")["outcome"] == "failed"
+
+
+def test_the_collector(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """The garbage collector shows, and collects, what was made before the test: in modules and in wider fixtures."""
+    pytester.makepyfile(
+        shapes="""
+        import gc, pytest
+        class Ring:
+            def __init__(self): self.own = self
+        class Holder: pass
+        kept = Holder()
+        kept.ring = Ring()
+        @pytest.fixture(scope="module", autouse=True)
+        def wide():
+            Holder.wide = Ring()
+        def counted(): return sum(type(each) is Ring for each in gc.get_objects())
+        """,
+        test_it="""
+        import gc, weakref
+        from shapes import *
+        def test_lists(): assert counted() == 2
+        def test_referrers(): assert kept.__dict__ in gc.get_referrers(kept.ring)
+        def test_frames_that_run():
+            def running(): error = ValueError(); yield gc.get_referrers(error)
+            assert next(running()) == []
+        def test_names(): assert {"collect", "get_objects"} <= set(dir(gc)) and gc.__dict__.get("__dir__") is None
+        def test_no_such_name(): assert not hasattr(gc, "no_such_name")
+        def test_imports():
+            from gc import get_objects
+            assert sum(type(each) is Ring for each in get_objects()) == 2
+        def test_none_frozen(): assert gc.get_freeze_count() == 0
+        def test_freezes():
+            gc.collect(); gc.freeze(); count = gc.get_freeze_count(); assert count > 1000
+            gc.unfreeze(); assert gc.get_freeze_count() == 0 and counted() == 2
+        def test_as_it_was(): assert counted() == 2
+        def test_mocked(monkeypatch):
+            monkeypatch.setattr(gc, "collect", lambda: "mocked")
+            assert (counted(), gc.collect()) == (2, "mocked")
+        def test_replaced():
+            before = gc.__dict__.get("collect"); gc.collect = lambda: "replaced"
+            assert (counted(), gc.collect()) == (2, "replaced")
+            gc.__dict__.pop("collect") if before is None else setattr(gc, "collect", before)
+        def test_collects():
+            gone = weakref.ref(kept.ring), weakref.ref(Holder.wide)
+            del kept.ring, Holder.wide
+            gc.collect()
+            assert [each() for each in gone] == [None, None]
+        """,
+    )
+    run = both_ways("-rP")
+    assert run.outcomes() == {"passed": 12}
+
+
+def test_objects_that_a_suite_has_frozen(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """What a suite itself has frozen stays so, inside and outside."""
+    pytester.makeconftest(
+        """
+        import gc
+        def pytest_runtest_logstart():
+            if not gc.get_freeze_count(): gc.freeze()
+        def pytest_runtest_logfinish(): print("frozen outside:", gc.get_freeze_count() > 1000)
+        """
+    )
+    pytester.makepyfile("import gc\ndef test_frozen(): assert gc.get_freeze_count() > 1000\ntest_again = test_frozen")
+    run = both_ways("-s")
+    assert run.text.count("frozen outside: True") == 2

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.comparing import without_varying
 from tests.inner import BothWays, InnerRun, RunInner
 
 
@@ -152,44 +153,77 @@ def test_check(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert run.outcomes()["xfailed"] == 2
 
 
+SHOP = """
+    @daily
+    Feature: Shop
+      What is sold
+
+      @slow
+      Scenario: Buying
+        Given there are 5 apples
+        When I buy 2
+        Then 3 are left
+      Scenario: Too many
+        Given there are 1 apples
+        When I buy 2
+        Then 3 are left
+        And 3 are left
+      Scenario Outline: Several
+        Given there are <start> apples
+        When I buy <bought>
+        Then <left> are left
+        Examples:
+        | start | bought | left |
+        | 12    | 5      | 7    |
+        | 5     | 5      | 0    |
+      Rule: Nothing is for free
+        Scenario: Nothing
+          Given there are 1 apples
+          Then 1 are left
+"""
+
+STEPS = """
+    import pytest
+    from pytest_bdd import given, parsers, scenarios, then, when
+    scenarios("shop.feature")
+    @given(parsers.parse("there are {count:d} apples"), target_fixture="apples")
+    def apples(count): return {"count": count}
+    @when(parsers.parse("I buy {count:d}"))
+    def buy(apples, count): apples["count"] -= count
+    @then(parsers.parse("{count:d} are left"))
+    def left(apples, count): assert apples["count"] == count
+    def test_without_steps(): pass
+"""
+
+
 def test_bdd(pytester: pytest.Pytester, both_ways: BothWays) -> None:
-    """pytest-bdd: scenarios from a feature file, outlines, a step that fails."""
-    pytester.makefile(
-        ".feature",
-        shop="""
-        Feature: Shop
-          Scenario: Buying
-            Given there are 5 apples
-            When I buy 2
-            Then 3 are left
-          Scenario: Too many
-            Given there are 1 apples
-            When I buy 2
-            Then 3 are left
-          Scenario Outline: Several
-            Given there are <start> apples
-            When I buy <bought>
-            Then <left> are left
-            Examples:
-            | start | bought | left |
-            | 12    | 5      | 7    |
-            | 5     | 5      | 0    |
-        """,
-    )
-    pytester.makepyfile(
-        """
-        from pytest_bdd import given, parsers, scenarios, then, when
-        scenarios("shop.feature")
-        @given(parsers.parse("there are {count:d} apples"), target_fixture="apples")
-        def apples(count): return {"count": count}
-        @when(parsers.parse("I buy {count:d}"))
-        def buy(apples, count): apples["count"] -= count
-        @then(parsers.parse("{count:d} are left"))
-        def left(apples, count): assert apples["count"] == count
-        """
-    )
-    run = both_ways("-v", plugins=["pytest-bdd"])
-    assert run.outcomes() == {"passed": 3, "failed": 1}
+    """pytest-bdd: scenarios from a feature file, outlines, rules, a step that fails."""
+    pytester.makefile(".feature", shop=SHOP)
+    pytester.makepyfile(STEPS)
+    ini = "-omarkers=daily\nslow"
+    run = both_ways("-v", ini, plugins=["pytest-bdd"])
+    assert run.outcomes() == {"passed": 5, "failed": 1}
+    # Its own report shows every step as it went, in crates too.
+    run = both_ways("-vv", ini, "--gherkin-terminal-reporter", plugins=["pytest-bdd"])
+    assert run.text.count("Given there are") == 5
+
+
+def test_bdd_cucumber(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """pytest-bdd: the report for Cucumber has the same steps, each with its outcome and a duration."""
+    pytester.makefile(".feature", shop=SHOP)
+    pytester.makepyfile(STEPS)
+    found = []
+    for way in ("plain", "crated"):
+        all_ = ("--crate-all",) if way == "crated" else ()
+        run_inner("--cucumber-json=cucumber.json", "-omarkers=daily\nslow", *all_, way=way, plugins=["pytest-bdd"])
+        (feature,) = json.loads(without_varying((pytester.path / "cucumber.json").read_text()))
+        results = [step["result"] for scenario in feature["elements"] for step in scenario["steps"]]
+        assert all(result.pop("duration") > 0 for result in results if result["status"] == "passed")
+        for result in results:
+            result.pop("duration", None)
+        found.append(feature)
+    assert found[0] == found[1]
+    assert [result["status"] for result in results].count("failed") == 2
 
 
 def test_httpserver(pytester: pytest.Pytester, both_ways: BothWays, run_inner: RunInner) -> None:

@@ -212,6 +212,11 @@ def _suspend_global_capture(live: Live) -> bool:
     return list(inspect.signature(live.capture.suspend_global_capture).parameters) == ["in_"]
 
 
+def _report_stream(live: Live) -> bool:
+    plugin = live.other.pluginmanager.getplugin("logging-plugin")
+    return isinstance(plugin.report_handler.stream, io.StringIO)
+
+
 def _log_cli_enabled(live: Live) -> bool:
     plugin = live.other.pluginmanager.getplugin("logging-plugin")
     live.other.option.log_cli_level = "INFO"
@@ -501,6 +506,13 @@ NAMES = [
         used_by="writes_from_the_crate",
         holder=lambda live: type(live.other.pluginmanager.getplugin("logging-plugin")),
         check=_log_cli_enabled,
+    ),
+    Name(
+        title="LoggingPlugin.report_handler.stream",
+        shape="a text file in memory",
+        used_by="logged",
+        holder=lambda live: live.other.pluginmanager.getplugin("logging-plugin").report_handler,
+        check=_report_stream,
     ),
     Name(
         title="Item._report_sections",

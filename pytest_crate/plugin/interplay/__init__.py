@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ __all__ = ["HOME", "Adapter", "Interplay"]
 # Each adapter's module, and the module of the plugin that it is for: it is loaded if that one is.
 _ADAPTERS = (
     ("allure", "allure_pytest"),
+    ("bdd", "pytest_bdd"),
     ("benchmark", "pytest_benchmark"),
     ("coverage", ""),  # may be started at any time, by a wider fixture too
     ("django", "pytest_django"),
@@ -75,23 +76,35 @@ class Interplay:
         for adapter in self._adapters.values():
             adapter.mirror_ends(item)
 
+    def take_phase(self, item: pytest.Item) -> dict[str, Any]:
+        """In a child that reports a phase: return what each plugin has to have before it sees the report."""
+        return self._take(lambda adapter: adapter.take_phase(item))
+
     def take(self, item: pytest.Item, *, leaves: bool) -> dict[str, Any]:
         """In a child, at the end of a test: return what each plugin has to have in pytest's process.
 
         :param leaves: no other test follows in this crate.
         """
+        return self._take(lambda adapter: adapter.take(item) if leaves or not adapter.at_end else None)
+
+    def _take(self, take: Callable[[Adapter], Any]) -> dict[str, Any]:
         taken: dict[str, Any] = {}
         for name, adapter in self._adapters.items():
-            if adapter.at_end and not leaves:
-                continue
             try:
-                data = adapter.take(item)
+                data = take(adapter)
             except Exception as error:  # noqa: BLE001 - another package's, and said
                 taken[name] = {"lost": f"{type(error).__name__}: {error}"}
             else:
                 if data is not None:
                     taken[name] = {"data": data}
         return taken
+
+    def give_phase(self, item: pytest.Item, taken: Mapping[str, Any]) -> None:
+        """In pytest, before a phase's report is made: give each plugin what :meth:`take_phase` returned.
+
+        :raises ValueError: it is not that; with the plugin's name.
+        """
+        self._give(taken, lambda adapter, data: adapter.give_phase(item, data))
 
     def give(self, item: pytest.Item, taken: Mapping[str, Any]) -> None:
         """In pytest: give each plugin what was taken in the child.
@@ -100,13 +113,16 @@ class Interplay:
 
         :raises ValueError: it is not what :meth:`take` returns; with the plugin's name.
         """
+        self._give(taken, lambda adapter, data: adapter.give(item, data))
+
+    def _give(self, taken: Mapping[str, Any], give: Callable[[Adapter, Any], None]) -> None:
         for name, brought in taken.items():
             if name not in self._adapters or not isinstance(brought, dict):
                 raise ValueError(f"nothing is expected from {name!r}")
             if "lost" in brought:
                 raise ValueError(f"what {name} kept in the crate could not be brought home: {brought['lost']}")
             try:
-                self._adapters[name].give(item, brought["data"])
+                give(self._adapters[name], brought["data"])
             except Exception as error:
                 raise ValueError(
                     f"what {name} kept in the crate could not be used: {type(error).__name__}: {error}"

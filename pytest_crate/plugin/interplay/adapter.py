@@ -39,6 +39,15 @@ class Adapter:
     def child_starts(self, item: pytest.Item) -> None:
         """In a child, before anything of the test runs."""
 
+    def take_phase(self, item: pytest.Item) -> Any:
+        """In a child that reports a phase: as :meth:`take`, of what has to be there when the report is made in pytest.
+
+        Short: it goes with the report.
+        """
+
+    def give_phase(self, item: pytest.Item, data: Any) -> None:
+        """In pytest, before the report of a phase is made: use what :meth:`take_phase` returned, as :meth:`give`."""
+
     def take(self, item: pytest.Item) -> Any:
         """In a child that is about to leave: return, as JSON's builtins, what pytest's process needs; None if nothing.
 
