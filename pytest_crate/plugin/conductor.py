@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
+import pluggy
 import pytest
 
 from pytest_crate.errors import CrateError
@@ -440,9 +441,14 @@ def _forget_own_frames(info: pytest.ExceptionInfo[BaseException]) -> None:
         entries.append(entry)
         entry = entry.tb_next
     kept: TracebackType | None = None
+    wrapper = False
     for entry in reversed(entries):
-        if kept is None or entry.tb_frame.f_code.co_filename not in _PASSED_THROUGH:
-            kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+        frame = entry.tb_frame
+        # A wrapper is entered from pluggy's loop, which is there once more for each.
+        loop = wrapper and str(frame.f_globals.get("__name__")).partition(".")[0] == pluggy.__name__
+        wrapper = frame.f_code.co_filename == __file__
+        if kept is None or not (loop or frame.f_code.co_filename in _PASSED_THROUGH):
+            kept = TracebackType(kept, frame, entry.tb_lasti, entry.tb_lineno)
     info.value.__traceback__ = kept
     info.traceback = type(info.traceback)(kept)  # type: ignore[arg-type]
 

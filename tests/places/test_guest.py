@@ -96,7 +96,7 @@ def test_place(check: Check, guest: Guest, place: Place) -> None:
 @pytest.mark.parametrize("place", [ROOT, SESSION], ids=lambda place: place.name)
 def test_newer_kernel(check: Check, newer_guest: Guest, place: Place) -> None:
     """The same on the kernel of Debian's backports."""
-    check(place, newer_guest)
+    check(dataclasses.replace(place, name=f"{place.name}, newer kernel"), newer_guest)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import sys
 import warnings
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from pytest_crate.plugin.interplay.adapter import Adapter, expect
 
+# Of a data file that coverage.py gives a name to: host, pid and a random part; before 7.5 without "pid".
+_PID = re.compile(r"\.(?:pid)?(\d+)\.[^./]+$")
 _MAX_LINE = 1 << 24  # a line's number takes as many bits as it is great
 
 
@@ -69,8 +72,12 @@ class _Coverage(Adapter):
 
 
 def _parallel_files(data: Any) -> list[str]:
-    # How coverage.py itself finds the files to combine (coverage.data.combinable_files).
-    return glob.glob(glob.escape(data.base_filename()) + ".*")
+    # How coverage.py itself finds the files to combine (coverage.data.combinable_files). Another xdist worker may write
+    # its own at this moment, in a directory that crates see. Its pid, which is in the name, is more than any here.
+    paths = glob.glob(glob.escape(data.base_filename()) + ".*")
+    with open("/proc/loadavg", encoding="ascii") as file:
+        last = int(file.read().split()[4])  # the pid last given in this namespace (proc_loadavg(5))
+    return [path for path in paths if (found := _PID.search(path)) is None or int(found[1]) <= last]
 
 
 def _packed(data: Any) -> dict[str, Any]:
