@@ -765,6 +765,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
                 entering=[configuration["pytest"]],
             )
             undo.callback(parent.remove)
+            offer = cgroup.CgroupOffer.of(parent)
             launcher = Launcher(channel, parent, pytest_pidfd, rootless=rootless)
         except HostError as error:
             wire.send(channel, {"error": str(error)})
@@ -779,7 +780,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
         wire.send(
             channel,
             {
-                "cgroups": cgroup.CgroupOffer.of(parent).to_json(),
+                "cgroups": offer.to_json(),
                 "rootless": rootless,
                 "user_namespace": rootless or launcher.user_namespace is not None,
             },

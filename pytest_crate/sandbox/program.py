@@ -559,6 +559,8 @@ class CrateSandbox:
             raise
         finally:
             program.close()
+        if program.exit == Exit():
+            self._sandbox.verify_alive()  # nobody was there to say how it ended
         after = self._sandbox.account()
         now = self._sandbox.watch()
         found = set(now.limits_since(watched)) | ({"timeout"} if late else set())

@@ -104,7 +104,7 @@ def booted(image: GuestImage, directory: Path, *, kernel: str, memory: str = "3G
     console = directory / "console"
     argv = [
         "qemu-system-x86_64",
-        *("-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-m", memory, "-smp", "2"),
+        *("-accel", "tcg,thread=multi", "-cpu", "max,la57=off,cx16=off", "-m", memory, "-smp", "2"),
         *("-display", "none", "-no-reboot", "-serial", f"file:{console}", "-monitor", "none"),
         *(
             "-kernel",
