@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.image import VENV, GuestImage, cached_image
+from tests.guest.image import USER, VENV, GuestImage, cached_image
 from tests.guest.machine import Guest, booted
 from tests.places import results
 from tests.places.judge import judge
@@ -120,6 +120,8 @@ def _with_wheel(image: GuestImage, directory: Path, kernel: str, wheel: Path) ->
         guest.send(wheel.parent, "/opt/wheel", wheel.name)
         done = guest.run(f"{VENV}/bin/pip install -q --no-index --no-deps /opt/wheel/{wheel.name}")
         assert done.returncode == 0, done.stderr
+        # ssh keeps a process for each user's connection: the guest's, not a test's.
+        assert guest.run("true", user=USER).returncode == 0
         yield guest
 
 
