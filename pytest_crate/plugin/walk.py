@@ -188,10 +188,11 @@ class Walk:
             private.set_up_wider_fixtures(self.item, self._interplay.wider_fixtures(self.item))
             self._clock.done("set up wider fixtures")
             here = self._go_on_or_enter()
-        except BaseException:
+        except BaseException as error:
             if not self._mirroring:
                 private.forget_teardown(self.item)
-            if not self.in_child:
+            # Interrupted while the child is at work, it has the time to tear down: abandon().
+            if not self.in_child and not (self._mirroring and isinstance(error, KeyboardInterrupt)):
                 self._end()
             raise
         if here:

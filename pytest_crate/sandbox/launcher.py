@@ -527,6 +527,8 @@ class Launcher:
             # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
             os.kill(crate.init, signal.SIGKILL)
             self.ending.add(crate.init)
+            # One that was killed before has ended before: the signal that tells of it may have come already.
+            self._reap()
         self._remove_group(crate.cgroup)
 
     def _remove_group(self, group: cgroup.Cgroup) -> None:

@@ -76,7 +76,6 @@ CONTROLS = """
 import json, sys
 from pathlib import Path
 import pytest
-from tests.conftest import temporary_prefix
 
 SHARED = Path({shared!r})
 

@@ -114,8 +114,8 @@ def test_each_call_fails_in_turn(run_faulted: RunFaulted, way: str, thoroughness
     failed = sum(each.outcome == "failed" for each in run.found)
     print(f"{way}: {len(plans)} faults, {len(chosen)} tried, {hits} met, {failed} tests failed by them")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
-    # Some calls are made only if another process was slower.
-    assert hits >= 0.9 * len(chosen)
+    # Some calls are made only if another process was slower; of a few that is much.
+    assert hits >= 0.7 * len(chosen)
 
 
 SYSCALLS = {
