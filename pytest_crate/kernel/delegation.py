@@ -32,6 +32,7 @@ LEAF = "pytest-crate-processes"
 # mark of version 251 on; trusted.* takes CAP_SYS_ADMIN. A user's own manager marks nothing (seen with 252).
 _MARKS = frozenset({"user.delegate", "trusted.delegate"})
 _ROUNDS = 100
+_UNSEEN = "some are of a pid namespace that we don't see into"
 
 
 def above_leaf(directory: str) -> str:
@@ -131,9 +132,6 @@ def _move_all(origin: str, target: str) -> None:
                 if error.errno != errno.ESRCH:  # it has ended
                     raise
     raise SandboxError(step, syscall="write", path=f"{origin}/cgroup.procs", detail="there are ever new ones")
-
-
-_UNSEEN = "some are of a pid namespace that we don't see into"
 
 
 def put_back(directory: str) -> None:

@@ -60,14 +60,15 @@ class Places:
             directory,
             run_name=self._run_name,
             how=how,
-            entered_from=self._origins(),
+            entered_from=list(self._origins().values()),
             move=move,
             proc_root=self._proc_root,
         )
 
-    def _origins(self) -> list[str]:
-        found = (Hierarchies.of_process(pid, proc_root=self._proc_root).directory() for pid in self._entering)
-        return [directory for directory in found if directory is not None]
+    def _origins(self) -> dict[int, str]:
+        """Return where the processes are that will enter crates, by pid; one that is not to be seen is left out."""
+        found = {pid: Hierarchies.of_process(pid, proc_root=self._proc_root).directory() for pid in self._entering}
+        return {pid: directory for pid, directory in found.items() if directory is not None}
 
     def _in_scope(self, manager: systemd.Manager) -> ParentV2 | Refusal:
         """Have systemd move us into a scope, and the processes that could not enter it otherwise, too."""
@@ -78,7 +79,7 @@ class Places:
             scope = Hierarchies.of_process(proc_root=self._proc_root).directory()
             if scope is None:
                 return Refusal(reason="the scope that systemd made is not visible here")
-            for pid, origin in zip(self._entering, self._origins(), strict=True):
+            for pid, origin in self._origins().items():
                 if not delegation.may_move(origin, scope):
                     manager.attach(unit, pid, proc_root=self._proc_root)
         except SandboxError as error:
