@@ -43,6 +43,10 @@ _WALK = pytest.StashKey[Walk]()
 _REPORTED = pytest.StashKey[bool]()
 
 
+CONDUCTOR = pytest.StashKey["Conductor"]()
+"""On the config, where any item has a crate."""
+
+
 class Conductor:
     """The outermost plugin around an item's protocol, in pytest and in the child."""
 
@@ -84,6 +88,7 @@ class Conductor:
         private.call_just_before_runner(config, "pytest_runtest_makereport", mirror)
         # Registered last and tried first: the outermost of all.
         conductor = cls(config, crates)
+        config.stash[CONDUCTOR] = conductor
         config.pluginmanager.register(conductor, "crate-conductor")
         shared = conductor.number(session.items)
         echo.install(config, conductor.echo, around_protocol=conductor.echo_around_protocol if shared else None)
@@ -164,9 +169,9 @@ class Conductor:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
+        self._next = nextitem
         if not specs.rides(item):
             return (yield)
-        self._next = nextitem
         failure: BaseException | None = None
         try:
             return (yield)
@@ -247,7 +252,7 @@ class Conductor:
                 item,
                 item.stash[specs.SPEC],
                 self._create,
-                self._prepare_next,
+                self.prepare_next,
                 self._crate_to_share,
                 self._next,
                 self._child_output(in_step),
@@ -297,10 +302,15 @@ class Conductor:
             self._output = ChildOutput(self.config)
         return self._output
 
-    def _prepare_next(self) -> None:
-        shared = self._walk is not None and sharing.follows(self._next, self._walk.item)
-        if self._next is not None and not shared and specs.rides(self._next):
-            self.crates.prepare(self._next.stash[specs.SPEC])
+    def prepare_next(self) -> None:
+        """Have the crate begun that the next test will probably ask for, while this one runs."""
+        item = self._next
+        if item is None or specs.SPEC not in item.stash:
+            return
+        if specs.drives_one(item):
+            self.crates.prepare(item.stash[specs.SPEC], programs=True)
+        elif specs.rides(item) and not (self._walk is not None and sharing.follows(item, self._walk.item)):
+            self.crates.prepare(item.stash[specs.SPEC])
 
     # -- reports ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_crate.images import ImageStore
 
 
-_Plans = dict[tuple[CrateSpec, str | None, tuple[str | int, ...]], tuple[mounts.Operation, ...]]
+_Plans = dict[tuple[CrateSpec, str | None, tuple[str | int, ...], bool], tuple[mounts.Operation, ...]]
 
 
 class Crates:
@@ -66,7 +66,7 @@ class Crates:
         :raises ImageError: its image can't be used.
         :raises SandboxError: the kernel refuses a step for a reason that the doctor does not know.
         """
-        operations = self.plan(spec) if not timed else self._plan_program(spec)
+        operations = self.plan(spec, programs=timed)
         clock.done("plan the root")
         if self.config.getoption("crate_debug"):
             self._show(spec, operations)
@@ -75,12 +75,12 @@ class Crates:
         clock.done("have it made")
         return sandbox
 
-    def prepare(self, spec: CrateSpec) -> None:
+    def prepare(self, spec: CrateSpec, *, programs: bool = False) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
         if self._seen is not None and (spec.image is None or spec.image in self._opened):
             # What stands in its way is the next test's affair, which will meet it again.
             with contextlib.suppress(CrateError, OSError):
-                self._engine.prepare(spec, self._plan(spec, self._seen))
+                self._engine.prepare(spec, self._plan(spec, self._seen, programs=programs))
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.
@@ -99,32 +99,32 @@ class Crates:
             raise Uncrated(reason)
         pytest.fail(reason, pytrace=False)
 
-    def plan(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
-        """Return the mount operations of a spec's root; the same object where they are the same as before."""
+    def plan(self, spec: CrateSpec, *, programs: bool = False) -> tuple[mounts.Operation, ...]:
+        """Return the mount operations of a spec's root; the same object where they are the same as before.
+
+        :param programs: for programs that a test drives, and not for its body.
+        """
         view = self._view()
         if view != self._seen:
             self._seen, self._plans = view, {}
-        return self._plan(spec, view)
+        return self._plan(spec, view, programs=programs)
 
-    def _plan_program(self, spec: CrateSpec) -> tuple[mounts.Operation, ...]:
-        """Return the mount operations for programs, which may be hostile: what tests share is theirs to read only.
-
-        pytest writes to its cache's files by name, and would follow the symbolic link that one of them may have become;
-        below basetemp are other tests' files, and what a wider fixture has built there is run outside of crates.
-        """
-        view = self._view()
-        readable = tuple(path for path in view.writable if path == self._basetemp)
-        return self._plan_of(spec, dataclasses.replace(view, writable=(), readable=readable))
-
-    def _plan(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
+    def _plan(self, spec: CrateSpec, view: rootfs.HostView, *, programs: bool) -> tuple[mounts.Operation, ...]:
         if not rootfs.is_all_in_view(view):
-            return self._plan_of(spec, view)
-        key = (spec, None if spec.image is None else self._open_image(spec.image), rootfs.entries(view))
+            return self._plan_of(spec, view, programs=programs)
+        image = None if spec.image is None else self._open_image(spec.image)
+        key = (spec, image, rootfs.entries(view), programs)
         if key not in self._plans:
-            self._plans[key] = self._plan_of(spec, view)
+            self._plans[key] = self._plan_of(spec, view, programs=programs)
         return self._plans[key]
 
-    def _plan_of(self, spec: CrateSpec, view: rootfs.HostView) -> tuple[mounts.Operation, ...]:
+    def _plan_of(self, spec: CrateSpec, view: rootfs.HostView, *, programs: bool) -> tuple[mounts.Operation, ...]:
+        if programs:
+            # They may be hostile: what tests share is theirs to read only. pytest writes to its cache's files by name,
+            # and would follow the symbolic link that one of them may have become; below basetemp are other tests'
+            # files, and what a wider fixture has built there is run outside of crates.
+            readable = tuple(path for path in view.writable if path == self._basetemp)
+            view = dataclasses.replace(view, writable=(), readable=readable)
         if spec.image is None:
             return rootfs.plan_root(spec, view, rootfs=None)
         if self._libraries is None:

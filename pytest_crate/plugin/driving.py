@@ -10,7 +10,7 @@ import pytest
 
 from pytest_crate.errors import CrateError, SandboxError
 from pytest_crate.plugin import specs
-from pytest_crate.plugin.conductor import CRATES, DRIVEN
+from pytest_crate.plugin.conductor import CONDUCTOR, CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.rider import RIDER
 from pytest_crate.sandbox.program import CrateSandbox
@@ -71,6 +71,7 @@ class Driver:
             reason = f"crate: {error}"
         if sandbox is None:
             pytest.fail(reason, pytrace=False)
+        self._item.config.stash[CONDUCTOR].prepare_next()
         self._count += 1
         name = self._name if self._name == "crate_sandbox" else f"crate_sandbox[{self._count}]"
         made = CrateSandbox(sandbox, spec, name=name)

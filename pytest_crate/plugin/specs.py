@@ -14,7 +14,8 @@ from pytest_crate.spec import CrateSpec, Layer, build_spec
 SPEC = pytest.StashKey[CrateSpec]()
 """On an item: the spec of its crate; items without one have no crate."""
 
-FIXTURES = frozenset({"crate_sandbox", "crate_sandbox_factory"})
+ONE_CRATE = "crate_sandbox"
+FIXTURES = frozenset({ONE_CRATE, "crate_sandbox_factory"})
 
 
 def rides(item: pytest.Item) -> bool:
@@ -25,6 +26,11 @@ def rides(item: pytest.Item) -> bool:
 def drives(item: pytest.Item) -> bool:
     """Return whether the item runs outside and drives crates through a fixture."""
     return private.is_driven_by(item, FIXTURES)
+
+
+def drives_one(item: pytest.Item) -> bool:
+    """Return whether the item drives a crate of its spec as it is, which is made when the item is set up."""
+    return private.is_driven_by(item, frozenset({ONE_CRATE}))
 
 
 def assign(config: pytest.Config, items: Iterable[pytest.Item], find_image: ImageFinder) -> int:

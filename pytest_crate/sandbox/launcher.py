@@ -8,9 +8,10 @@ the launcher (a program), enters them. Killing init kills all that lives in the 
 included (pid_namespaces(7)). When pytest ends, even by SIGKILL, the launcher sees it, kills every
 init and removes every cgroup; when the launcher ends, each init gets SIGKILL from the kernel.
 
-Two requests don't hold pytest up. A crate is asked for by a number of pytest's choice, and its
-answer comes when its init is ready, maybe after answers to later requests. A crate is removed
-without an answer: what it used has been read by then, and the kernel takes its time over the rest.
+Three requests don't hold pytest up. A crate is asked for by a number of pytest's choice, and its
+answer comes when its init is ready, maybe after answers to later requests. A crate is given its
+deadline, and removed, without an answer: what it used has been read by then, and the kernel takes
+its time over the rest.
 """
 
 from __future__ import annotations
@@ -64,12 +65,10 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal
 class Design:
     """What a crate is to be, as the wire brings it; crates made one after the other often have it in common.
 
-    :ivar seconds: after which it is killed, counted from when it is ready; None for never.
     :ivar as_root: its user namespace, where it is made without rights, shows our user as root.
     """
 
     limits: CrateSpec
-    seconds: float | None
     network: str
     hostname: str
     tmpfs_bytes: int | None
@@ -85,7 +84,6 @@ class Design:
         values = {name: data["limits"][name] for name in LIMIT_FIELDS}
         return cls(
             limits=CrateSpec(**values, asked=frozenset(data["asked"])),
-            seconds=data["seconds"],
             network=data["network"],
             hostname=data["hostname"],
             tmpfs_bytes=data["tmpfs_bytes"],
@@ -248,8 +246,11 @@ class Launcher:
     def _answer(self, message: wire.Message, descriptors: list[int]) -> None:
         number = message["crate"] if message["request"] == "create" else None
         try:
+            # Nobody waits for an answer to these two.
             if message["request"] == "remove":
                 self._remove(message["crate"])
+            elif message["request"] == "time":
+                self.crates[message["crate"]].deadline = message["deadline"]
             else:
                 self._told(number, functools.partial(self._requests[message["request"]], message, descriptors))
         finally:
@@ -404,7 +405,6 @@ class Launcher:
             handles=handles,
             root=root,
             entry=entry,
-            deadline=None if design.seconds is None else time.monotonic() + design.seconds,
         )
         self.crates[number] = crate
         own = [] if entry.user_namespace is None else [entry.user_namespace]
@@ -413,7 +413,6 @@ class Launcher:
             "init": building.init,
             "cgroup": building.cgroup.to_json(),
             "kinds": list(handles.others),
-            "deadline": crate.deadline,
             **({"steps": {"launcher": of_launcher, "init": of_init}} if of_launcher else {}),
         }
         try:

@@ -240,7 +240,7 @@ class Engine:
         What stands in its way is not said here: :meth:`create` will meet it again.
         """
         with self._lock, _signals_held():
-            design = self._design_of(spec, operations, timed=False)
+            design = self._design_of(spec, operations)
             sources = _identities(operations)
             if self._prepared is not None:
                 if self._prepared.is_of(design, sources):
@@ -252,11 +252,11 @@ class Engine:
                 return
             self._prepared = _Prepared(number=number, design=design, sources=sources)
 
-    def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> _Design:
+    def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> _Design:
         last = self._design
-        if last is not None and last.is_of(spec, operations, timed=timed):
+        if last is not None and last.is_of(spec, operations):
             return last
-        return _Design.of(spec, operations, timed=timed)
+        return _Design.of(spec, operations)
 
     def _begin(self, channel: socket.socket, design: _Design) -> int:
         """Have a crate begun; return its number."""
@@ -325,7 +325,7 @@ class Engine:
 
     def _create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> Sandbox:
         with self._lock, _signals_held() as mask:
-            design = self._design_of(spec, operations, timed=timed)
+            design = self._design_of(spec, operations)
             number = self._take_prepared(design)
             if number is not None:
                 answer, descriptors = self._answer_of(number, mask)
@@ -344,14 +344,13 @@ class Engine:
         root, pid, *others = descriptors
         # One more than kinds: the user namespace that the payload enters last.
         user_namespace = others.pop() if len(others) > len(answer["kinds"]) else None
-        return Sandbox(
+        sandbox = Sandbox(
             engine=self,
             launcher=launcher,
             number=number,
             init=answer["init"],
             root=root,
             group=group,
-            deadline=answer["deadline"],
             steps=answer.get("steps", {}),
             entry=child.Entry(
                 enter_files=group.enter_files,
@@ -363,6 +362,13 @@ class Engine:
                 rootless=self._enforcement is not None and self._enforcement.rootless,
             ),
         )
+        if timed and spec.timeout_usec is not None:
+            try:
+                sandbox.set_deadline(time.monotonic() + spec.timeout_usec / 1e6)
+            except BaseException:
+                sandbox.release()
+                raise
+        return sandbox
 
     def _last_capability(self) -> int:
         if self._highest is None:
@@ -394,20 +400,18 @@ class _Design:
 
     spec: CrateSpec
     operations: Sequence[mounts.Operation]
-    timed: bool
     keep: frozenset[int]
     seccomp: bytes
     data: Mapping[str, object]
 
     @classmethod
-    def of(cls, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> _Design:
+    def of(cls, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> _Design:
         """Return the design of a crate."""
         keep = _kept_capabilities(spec)
         program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
         data = {
             "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
             "asked": sorted(spec.asked),
-            "seconds": spec.timeout_usec / 1e6 if timed and spec.timeout_usec is not None else None,
             "network": spec.network,
             "hostname": spec.hostname,
             "tmpfs_bytes": spec.tmpfs_bytes,
@@ -417,11 +421,11 @@ class _Design:
             "seccomp": program.hex(),
             "as_root": spec.image is not None,
         }
-        return cls(spec=spec, operations=operations, timed=timed, keep=keep, seccomp=program, data=data)
+        return cls(spec=spec, operations=operations, keep=keep, seccomp=program, data=data)
 
-    def is_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> bool:
+    def is_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> bool:
         """Tell whether this is the design of a crate; operations that were planned once are seen so at once."""
-        return (self.timed, self.spec, self.operations) == (timed, spec, operations)
+        return (self.spec, self.operations) == (spec, operations)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,7 +547,6 @@ class Sandbox:
         init: int,
         root: int,
         group: cgroup.Cgroup,
-        deadline: float | None,
         steps: Mapping[str, Mapping[str, int]],
         entry: child.Entry,
     ) -> None:
@@ -551,7 +554,7 @@ class Sandbox:
         self._launcher = launcher
         self._number = number
         self._group = group
-        self._deadline = deadline
+        self._deadline: float | None = None
         self._levels: cgroup.MemoryLevels | None = None
         self._closed: Usage | None = None
         self.init = init
@@ -612,6 +615,14 @@ class Sandbox:
         """Send a signal to a program of :meth:`spawn`, or to its whole process group; False if it has ended."""
         answer = self._ask("signal", pid=pid, signal=number, group=group)
         return bool(answer["signalled"])
+
+    def set_deadline(self, deadline: float) -> None:
+        """Have the launcher kill the crate at a time of :func:`time.monotonic`.
+
+        :raises LauncherEnded: it is gone already.
+        """
+        self._engine.tell({"request": "time", "crate": self._number, "deadline": deadline}, launcher=self._launcher)
+        self._deadline = deadline
 
     def watch(self) -> Watched:
         """Return what has happened so far at the crate's limits."""

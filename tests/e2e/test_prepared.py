@@ -122,6 +122,18 @@ def test_a_source_is_replaced(engine: Engine, tmp_path: Path) -> None:
     assert run(engine.create(spec, plan(spec, engine)), spec, "cat", "/shown") == "new"
 
 
+def test_its_time_begins_when_it_is_asked_for(engine: Engine) -> None:
+    """A crate that was begun long before has the whole of its timeout left."""
+    spec = spec_of(timeout=3)
+    operations = plan(spec, engine)
+    engine.prepare(spec, operations)
+    await_ready()
+    time.sleep(3.2)
+    sandbox = engine.create(spec, operations, timed=True)
+    assert run(sandbox, spec, "echo", "in time") == "in time\n"
+    assert not sandbox.watch().timed_out
+
+
 def test_one_that_fails(engine: Engine, tmp_path: Path) -> None:
     """What can't be prepared says nothing; asked for, it says why."""
     spec = spec_of(tmpfs="4k")

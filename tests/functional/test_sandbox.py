@@ -343,3 +343,36 @@ def test_files_of_the_tests(pytester: pytest.Pytester, run_inner: RunInner) -> N
         """
     )
     assert run_inner().outcomes() == {"passed": 4}
+
+
+def test_the_next_tests_crate_is_begun(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """While a test drives its crate, or rides in it, the one that the next test will drive is made ready, and no other:
+    a factory's would be a guess."""
+    pytester.makepyfile(
+        """
+        import psutil, time, pytest
+
+        def await_inits(count):
+            end = time.monotonic() + 30
+            while sum(child.name() == "crate-init" for child in psutil.Process().children(recursive=True)) != count:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+
+        def test_before_one_that_drives(crate_sandbox):
+            await_inits(2)
+        def test_before_one_that_rides(crate_sandbox):
+            await_inits(2)
+        @pytest.mark.crate
+        def test_in_between():
+            pass
+        def test_before_a_factory(crate_sandbox):
+            await_inits(1)
+        def test_that_makes_another(crate_sandbox_factory):
+            await_inits(0)
+            crate_sandbox_factory(hostname="another")
+            await_inits(2)
+        def test_last(crate_sandbox):
+            await_inits(1)
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 6}
