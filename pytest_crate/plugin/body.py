@@ -14,7 +14,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import psutil
@@ -239,9 +239,10 @@ class Body:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
 
-    def read(self) -> list[wire.Message]:
+    def read(self, hears: Callable[[bytes], None]) -> list[wire.Message]:
         """Wait for messages.
 
+        :param hears: is given the body of each one's frame before it is taken apart.
         :raises CrateFailed: the child ended, or its time is over, and no message is left.
         """
         poll = select.poll()
@@ -265,10 +266,14 @@ class Body:
             if self.channel in ready:
                 data = os.read(self.channel, 1 << 20)
                 if data:
+                    messages = []
                     try:
-                        return self._frames.feed(data)
+                        for frame in self._frames.cut(data):
+                            hears(frame)
+                            messages.append(wire.decode(frame))
                     except wire.WireError as error:
                         raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+                    return messages
                 poll.unregister(self.channel)
                 _close(self.channel)
                 self.channel = -1

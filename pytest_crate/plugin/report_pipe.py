@@ -15,6 +15,9 @@ from pytest_crate.sandbox import wire
 EXIT_CLOSED = 71
 """Status of a child that found its pipe closed (EX_OSERR, sysexits.h)."""
 
+PHASE_BEGINS = b'{"phase":'
+"""How the frame of a phase's report begins."""
+
 NEXT_PHASE = b"n"
 """The mirror's word that the child may begin the next phase."""
 

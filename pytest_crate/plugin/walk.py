@@ -6,7 +6,7 @@ and sends each report, over a pipe, to the *mirror*: pytest itself, which waits 
 the child's report and returns that one as its own. What the child can no longer say, because it was
 killed, timed out or went over a limit, the mirror says in its place, always as a failure.
 
-The child begins a phase when the mirror has its report of the one before, and has seen that no limit
+The child begins a phase when the mirror has heard of its report of the one before, and has seen that no limit
 was exceeded until then. Where tests write to the terminal (``-s``, live logs), or wider fixtures have threads
 that may answer it, it waits for more, until the mirror is in the phase, too, and captures what is said there.
 A child whose output is captured waits also when it is about to write to the terminal nevertheless.
@@ -32,10 +32,10 @@ from pytest_crate.plugin.echo import Echo
 from pytest_crate.plugin.failed import CrateFailed, CrateForkWarning
 from pytest_crate.plugin.interplay import HOME
 from pytest_crate.plugin.output import ChildOutput, flush
-from pytest_crate.plugin.report_pipe import LEAVE, NEXT_PHASE
+from pytest_crate.plugin.report_pipe import LEAVE, NEXT_PHASE, PHASE_BEGINS
 from pytest_crate.plugin.rider import RIDER, Rider, die
 from pytest_crate.plugin.sharing import Sharing, number_of
-from pytest_crate.result import CrateResult, Exit
+from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import wire
 from pytest_crate.sandbox.steps import OFF, Clock, Running
 from pytest_crate.spec import CrateSpec
@@ -99,6 +99,8 @@ class Walk:
         self._keywords: Mapping[str, Any] = {}
         self._collapsed: set[str] = set()
         self._threads: tuple[threads.OtherThread, ...] = ()
+        self._awaited: Phase = "setup"
+        self._exceeded: list[Limit] | None = None
         self._own_output: dict[str, tuple[str, str]] = {}
         self._logged_before = ""
         self._follows = False
@@ -450,9 +452,7 @@ class Walk:
                 error.add_note(threads.left_behind(self._threads))
             raise
         self._clock.done(_WAITED[phase])
-        if phase == "call":
-            self._body.sandbox.note_levels()
-        exceeded = self._body.exceeded_since()
+        exceeded = self._exceeded or ()
         if exceeded:
             self._collapsed.add(phase)
             self.exception = None  # the child's, in place of which the limit is told
@@ -465,13 +465,28 @@ class Walk:
         if phase != "teardown" and not self._in_step:
             # What a wider fixture's thread prints here from now on is said in the child's next phase.
             self._own_output[phase] = private.take_captured(self.item.config)
-            if not self._waits:
-                self._body.tell(NEXT_PHASE)
+
+    def _hears(self, frame: bytes) -> None:
+        # The child waits: its report is taken apart while it is at work again.
+        if frame.startswith(PHASE_BEGINS):
+            self._look_at_limits()
+
+    def _look_at_limits(self) -> None:
+        """Look at the limits when the child has told of a phase; if it went over none, let it go on."""
+        if self._exceeded is not None:
+            return
+        phase = self._awaited
+        if phase == "call":
+            self._body.sandbox.note_levels()
+        self._exceeded = self._body.exceeded_since()
+        if not self._exceeded and phase != "teardown" and not self._waits:
+            self._body.tell(NEXT_PHASE)
 
     def _next_report(self, phase: Phase) -> dict[str, Any]:
+        self._awaited, self._exceeded = phase, None
         while True:
             while not self._body.messages:
-                self._body.messages.extend(self._body.read())
+                self._body.messages.extend(self._body.read(self._hears))
             message = self._body.messages.popleft()
             try:
                 logged, data = self._take(message, phase)
@@ -483,6 +498,7 @@ class Walk:
                 if self._body.left() == 0:  # a body that reports subtests without end
                     self._body.time_out()
             if data is not None:
+                self._look_at_limits()
                 return data
 
     def _take(self, message: wire.Message, phase: Phase) -> tuple[pytest.TestReport | None, dict[str, Any] | None]:

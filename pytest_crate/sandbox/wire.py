@@ -70,7 +70,7 @@ def _weight(body: bytes) -> int:
 
 
 class FrameReader:
-    """Cuts a byte stream into messages; fed with what was read, in whatever pieces.
+    """Cuts a byte stream into frames; fed with what was read, in whatever pieces.
 
     :param max_frame_bytes: the most that a frame may cost (:func:`cost_bytes`).
     :param max_total_bytes: the most that all together may; None for no limit.
@@ -82,13 +82,13 @@ class FrameReader:
         self._left_bytes = max_total_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Take bytes and return the messages that are now whole.
+    def cut(self, data: bytes) -> list[bytes]:
+        """Take bytes and return the bodies of the frames that are now whole, for :func:`decode`.
 
-        :raises WireError: a frame is too long, or not a message.
+        :raises WireError: a frame is too long.
         """
         self._buffer += data
-        messages: list[Message] = []
+        bodies: list[bytes] = []
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > self._max_frame_bytes:
@@ -101,8 +101,15 @@ class FrameReader:
             del self._buffer[:end]
             if self._left_bytes is not None:
                 self._verify(body)
-            messages.append(decode(body))
-        return messages
+            bodies.append(body)
+        return bodies
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes and return the messages that are now whole.
+
+        :raises WireError: a frame is too long, or not a message.
+        """
+        return [decode(body) for body in self.cut(data)]
 
     def _verify(self, body: bytes) -> None:
         # Before it is decoded: that is when it becomes large.
