@@ -226,23 +226,26 @@ class Walk:
         except Uncrated as refusal:
             self.uncrated = refusal.reason
             return True
-        basetemp = private.basetemp(self.item.config)
-        if basetemp is not None and self.spec.user is not None and os.geteuid() == 0:
-            # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
-            os.chmod(basetemp, 0o1777)
-        try:
-            here = os.getcwd()
-        except FileNotFoundError:  # a test before this one removed it
-            here = str(self.item.config.rootpath)
         with contextlib.ExitStack() as ours:
+            # The crate is the body's, as soon as there is one.
+            unused = ours.enter_context(contextlib.ExitStack())
+            unused.callback(sandbox.close)
+            basetemp = private.basetemp(self.item.config)
+            if basetemp is not None and self.spec.user is not None and os.geteuid() == 0:
+                # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
+                os.chmod(basetemp, 0o1777)
+            try:
+                here = os.getcwd()
+            except FileNotFoundError:  # a test before this one removed it
+                here = str(self.item.config.rootpath)
             # What is done here, if not in the child, whatever happens: in reverse order.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             ours.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             try:
                 body = Body(self.item, self.spec, sandbox, self._output, self._interplay, self._threads, sharing)
             except OSError as error:
-                sandbox.close()
                 raise CrateFailed(f"crate: open the pipes to the test's process: pipe2: {error}") from None
+            unused.pop_all()
             self._made = body
             ours.callback(body.in_mirror)
             self._interplay.before_fork(self.item)
