@@ -151,3 +151,5 @@ def test_a_flood_where_plugins_bring_much_home(run_here: RunHere, pytester: pyte
     (grown,) = re.findall(r"GREW BY (\d+) MIB", done)
     print(f"{flood}: {grown} MiB")
     assert int(grown) <= 400
+    "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
+    "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
