@@ -299,14 +299,17 @@ class Body:
             if self._pidfd in ready and not _readable(self.channel, 0):
                 self._ended_early()
 
-    def take_rest(self, *, waits: bool = False) -> None:
+    def take_rest(self, *, waits: bool = False, reported: bool = False) -> None:
         """Take what the child sends after a test's last report, until it leaves or its time is over.
 
         :param waits: only until it waits for another test.
+        :param reported: the last report has come: there is no other, or one of them was not the test's.
         :raises CrateFailed: it is not what the child sends.
         """
         for message in self.messages:
             self.attend_to(message)
+            if reported and "phase" in message:
+                raise CrateFailed("the test wrote to its report's descriptor: a report after its last one")
         while self.channel >= 0 and not (waits and self.over):
             poll = select.poll()
             poll.register(self.channel, select.POLLIN)
@@ -324,6 +327,8 @@ class Body:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
             for message in received:
                 self.attend_to(message)
+                if reported and "phase" in message:
+                    raise CrateFailed("the test wrote to its report's descriptor: a report after its last one")
             # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
             self.messages.extend(message for message in received if "brought" in message or "leaves" in message)
         for message in self.messages:
@@ -521,17 +526,17 @@ def raise_interrupt(path: str, line: int) -> NoReturn:
     raise AssertionError
 
 
-def _readable(descriptor: int, seconds: float | None) -> bool:
-    # Not select(2): a test suite may have more descriptors open than it can name.
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    # poll(2) takes an int of milliseconds; who waits longer asks again.
 def _waiting_bytes(descriptor: int) -> int:
     """Return how much can be read from a pipe (pipe(7), FIONREAD)."""
     (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
     return int(count)
 
 
+def _readable(descriptor: int, seconds: float | None) -> bool:
+    # Not select(2): a test suite may have more descriptors open than it can name.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    # poll(2) takes an int of milliseconds; who waits longer asks again.
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         left = None if end is None else min(1e9, max(0.0, end - time.monotonic()) * 1e3)

@@ -329,7 +329,7 @@ class Walk:
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
         try:
-            self._body.take_rest(waits=self._body.sharing is not None)
+            self._body.take_rest(waits=self._body.sharing is not None, reported=True)
             if self._body.over:
                 if self.goes_on and not self._body.exceeded_since():
                     self._clock.done("wait for the child's end")
@@ -337,7 +337,7 @@ class Walk:
                     self._clock.done("read its usage and have it removed")
                     return
                 self._body.tell(LEAVE)
-                self._body.take_rest()
+                self._body.take_rest(reported=True)
         except CrateFailed:
             self._collapsed.add("teardown")
             self._end()
@@ -507,8 +507,10 @@ class Walk:
             raise CrateFailed(f"the crate could not be entered: {error}")
         if "error" in message:
             raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
-        if message.get("phase") != phase:
+        if "phase" not in message:
             return None, None
+        if message["phase"] != phase:
+            raise ValueError(f"a report of {message['phase']!r} in {phase}")
         report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
