@@ -743,6 +743,7 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             for number, descriptor in enumerate(stdio):
                 with libc.os_step("give the program its streams", "dup2", str(number)):
                     os.dup2(descriptor, number)
+            child.use_own_null()
             if program.terminal:
                 with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
