@@ -26,7 +26,8 @@ CGROUPS = "/sys/fs/cgroup"
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib")
 PREFIX = "pytest-crate-"
 
-_OTHERS = re.compile(r"/(tmp|var/tmp|run)/(?!pytest-)")
+# Of other programs, and of another run that makes a guest's disk in the tests' cache.
+_OTHERS = re.compile(r"/(tmp|var/tmp|run)/(?!pytest-)|.*/pytest-crate-tests/")
 
 Family = set[int]
 """The pids of this process and of all that descend from it."""
@@ -45,7 +46,7 @@ def _is_others(name: str, family: Family) -> bool:
 
 
 def mounts(_: Family) -> set[str]:
-    """Return the mounts that this process sees, but for other programs' in the places for what is temporary."""
+    """Return the mounts that this process sees, but for those of others that come and go."""
     found = set()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, kind = line.split(" - ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -27,6 +28,8 @@ KINDS: Mapping[str, int] = {
 # PyDLL keeps the GIL through the call: between clone(2) and PyOS_AfterFork_Child() the child
 # must not try to take it.
 _PYTHON = ctypes.PyDLL(None, use_errno=True)
+
+_FORK_INSIDE = "fork into the crate"
 
 
 def fork_into(step: str, flags: int) -> int:
@@ -109,11 +112,11 @@ def fork_inside(handles: NamespaceHandles) -> int:
     if "user" in handles.others:
         return _fork_inside_rootless(handles)
     # setns(2) with CLONE_NEWPID acts on the calling thread's later children only, not on itself.
-    with libc.os_step("fork into the crate", "open", "/proc/self/ns/pid"):
+    with libc.os_step(_FORK_INSIDE, "open", "/proc/self/ns/pid"):
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     pid = -1
     try:
-        libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
+        libc.setns(_FORK_INSIDE, handles.pid, libc.CLONE_NEWPID, "pid")
         try:
             pid = _fork()
         finally:
@@ -150,42 +153,71 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     # Without CAP_SYS_ADMIN in its own user namespace a process can't choose its children's PID
     # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
-    reading, writing = os.pipe()
-    try:
+    with libc.os_step(_FORK_INSIDE, "socketpair"):
+        ours, firsts = socket.socketpair()
+    with ours, firsts:
         first = _fork()
-    except OSError:
-        os.close(reading)
-        os.close(writing)
-        raise
-    if first == 0:
-        try:
-            os.close(reading)
-            libc.setns("enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user")
-            libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
-            pid = fork_into("fork into the crate", libc.CLONE_PARENT)
-        except SandboxError as error:
-            os.write(writing, f"{error.syscall} {error.errno}".encode())
-            os._exit(1)
-        if pid == 0:
-            os.close(writing)
+        if first == 0:
+            ours.close()
+            _bear_sibling(handles, firsts.fileno())
             return 0
-        os.write(writing, str(pid).encode())
-        os._exit(0)
-    os.close(writing)
-    try:
-        answer = os.read(reading, 64).decode()
-    finally:
-        os.close(reading)
-        os.waitpid(first, 0)
-    if answer.isdigit():
-        return int(answer)
+        firsts.close()
+        pid = None
+        try:
+            with libc.os_step(_FORK_INSIDE, "read"):
+                answer = os.read(ours.fileno(), 64).decode()
+            with libc.os_step(_FORK_INSIDE, "waitpid"):
+                os.waitpid(first, 0)
+            if answer.isdigit():
+                with libc.os_step(_FORK_INSIDE, "write"):
+                    os.write(ours.fileno(), b"g")
+                pid = int(answer)
+        finally:
+            if pid is None:
+                ours.close()  # the sibling, if there is one, goes no further
+                _wait_for_both(first)
+    if pid is not None:
+        return pid
     name, _, number = answer.partition(" ")
     raise SandboxError(
-        "fork into the crate",
+        _FORK_INSIDE,
         syscall=name,
         errno=int(number) if number.isdigit() else None,
         detail="" if number else "the process that should fork died",
     )
+
+
+def _bear_sibling(handles: NamespaceHandles, channel: int) -> None:
+    """Live as the first child: fork a sibling into the crate, tell its pid or what stands in the way, and leave.
+
+    Returns in the sibling, and not before its parent knows it: nobody else could wait for it, and while it is not
+    reaped, the crate's init can't end (pid_namespaces(7)).
+    """
+    known = False
+    try:
+        try:
+            with libc.os_step(_FORK_INSIDE, "setpgid"):
+                os.setpgid(0, 0)  # the sibling's group, too, by which its parent finds it
+            libc.setns("enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user")
+            libc.setns(_FORK_INSIDE, handles.pid, libc.CLONE_NEWPID, "pid")
+            pid = fork_into(_FORK_INSIDE, libc.CLONE_PARENT)
+            if pid == 0:
+                known = bool(os.read(channel, 1))
+            else:
+                with libc.os_step(_FORK_INSIDE, "write"):
+                    os.write(channel, str(pid).encode())
+        except SandboxError as error:
+            os.write(channel, f"{error.syscall} {error.errno}".encode())
+    finally:
+        if not known:
+            os._exit(1)
+
+
+def _wait_for_both(first: int) -> None:
+    """Wait for a first child, if that has not been done, and for the sibling that it has borne, if it has."""
+    for which in (first, -first):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(which, 0)
 
 
 def make_user_namespace(uid_map: str, gid_map: str) -> int:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import re
 import select
 import signal
+import struct
+import termios
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +57,8 @@ STACKS_SIGNAL = signal.SIGRTMAX - 2
 _STACKS_WAIT_SECONDS = 2.0
 _STACKS_MAX_BYTES = 1 << 20
 _WATCH_SECONDS = 0.5
+# The child waits for one word at a time; another may be on its way.
+_MOST_WORDS = 8
 # What an interrupted test has for its tear-down. A CI job that is cancelled has little more until it is killed.
 _INTERRUPT_SECONDS = 5.0
 
@@ -188,10 +193,20 @@ class Body:
         self._deadline = time.monotonic() + _INTERRUPT_SECONDS
 
     def tell(self, word: bytes) -> None:
-        """Give the child a word that it waits for."""
+        """Give the child a word that it waits for.
+
+        One that doesn't take it until its time is over, or its end, is left to :meth:`read`.
+        """
+        poll = select.poll()
+        poll.register(self.step, select.POLLOUT)
+        poll.register(self._pidfd, select.POLLIN)
         view = memoryview(word)
         while view:
-            view = view[os.write(self.step, view) :]
+            left = self.left()
+            if poll.poll(None if left is None else min(1e9, left * 1e3)) != [(self.step, select.POLLOUT)]:
+                return
+            # So much there is room for, without waiting (pipe(7)).
+            view = view[os.write(self.step, view[: select.PIPE_BUF]) :]
 
     @property
     def left_behind(self) -> str:
@@ -219,6 +234,12 @@ class Body:
             self.let_go_on(ATTENDED)
 
     def let_go_on(self, word: bytes) -> None:
+        """Give the child the one word that it waits for.
+
+        :raises CrateFailed: it doesn't wait: it has not taken those before.
+        """
+        if _waiting_bytes(self.awaited) > _MOST_WORDS:
+            raise CrateFailed("the test wrote to its report's descriptor: it asks, and waits for no answer")
         # What has been printed here comes first: it may still be in a buffer.
         flush(self.item.config)
         os.write(self.step, word)
@@ -283,14 +304,17 @@ class Body:
             if self._pidfd in ready and not _readable(self.channel, 0):
                 self._ended_early()
 
-    def take_rest(self, *, waits: bool = False) -> None:
+    def take_rest(self, *, waits: bool = False, reported: bool = False) -> None:
         """Take what the child sends after a test's last report, until it leaves or its time is over.
 
         :param waits: only until it waits for another test.
+        :param reported: the last report has come: there is no other, or one of them was not the test's.
         :raises CrateFailed: it is not what the child sends.
         """
         for message in self.messages:
             self.attend_to(message)
+            if reported and "phase" in message:
+                raise CrateFailed("the test wrote to its report's descriptor: a report after its last one")
         while self.channel >= 0 and not (waits and self.over):
             poll = select.poll()
             poll.register(self.channel, select.POLLIN)
@@ -308,6 +332,8 @@ class Body:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
             for message in received:
                 self.attend_to(message)
+                if reported and "phase" in message:
+                    raise CrateFailed("the test wrote to its report's descriptor: a report after its last one")
             # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
             self.messages.extend(message for message in received if "brought" in message or "leaves" in message)
         for message in self.messages:
@@ -503,6 +529,12 @@ def raise_interrupt(path: str, line: int) -> NoReturn:
     """Raise KeyboardInterrupt as if at a line of a file: pytest names the place of the innermost frame."""
     exec(compile("raise KeyboardInterrupt", path, "exec").replace(co_firstlineno=max(1, line)), {})
     raise AssertionError
+
+
+def _waiting_bytes(descriptor: int) -> int:
+    """Return how much can be read from a pipe (pipe(7), FIONREAD)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def _readable(descriptor: int, seconds: float | None) -> bool:

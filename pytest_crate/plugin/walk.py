@@ -228,23 +228,26 @@ class Walk:
         except Uncrated as refusal:
             self.uncrated = refusal.reason
             return True
-        basetemp = private.basetemp(self.item.config)
-        if basetemp is not None and self.spec.user is not None and os.geteuid() == 0:
-            # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
-            os.chmod(basetemp, 0o1777)
-        try:
-            here = os.getcwd()
-        except FileNotFoundError:  # a test before this one removed it
-            here = str(self.item.config.rootpath)
         with contextlib.ExitStack() as ours:
+            # The crate is the body's, as soon as there is one.
+            unused = ours.enter_context(contextlib.ExitStack())
+            unused.callback(sandbox.close)
+            basetemp = private.basetemp(self.item.config)
+            if basetemp is not None and self.spec.user is not None and os.geteuid() == 0:
+                # tmp_path is made by the user that the body becomes; pytest's own directory is open to root alone.
+                os.chmod(basetemp, 0o1777)
+            try:
+                here = os.getcwd()
+            except FileNotFoundError:  # a test before this one removed it
+                here = str(self.item.config.rootpath)
             # What is done here, if not in the child, whatever happens: in reverse order.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             ours.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             try:
                 body = Body(self.item, self.spec, sandbox, self._output, self._interplay, self._threads, sharing)
             except OSError as error:
-                sandbox.close()
                 raise CrateFailed(f"crate: open the pipes to the test's process: pipe2: {error}") from None
+            unused.pop_all()
             self._made = body
             ours.callback(body.in_mirror)
             self._interplay.before_fork(self.item)
@@ -328,7 +331,7 @@ class Walk:
         self._await("teardown")
         # The child leaves by itself after its last report; then nothing else in the crate matters.
         try:
-            self._body.take_rest(waits=self._body.sharing is not None)
+            self._body.take_rest(waits=self._body.sharing is not None, reported=True)
             if self._body.over:
                 if self.goes_on and not self._body.exceeded_since():
                     self._clock.done("wait for the child's end")
@@ -336,7 +339,7 @@ class Walk:
                     self._clock.done("read its usage and have it removed")
                     return
                 self._body.tell(LEAVE)
-                self._body.take_rest()
+                self._body.take_rest(reported=True)
         except CrateFailed:
             self._collapsed.add("teardown")
             self._end()
@@ -520,8 +523,10 @@ class Walk:
             raise CrateFailed(f"the crate could not be entered: {error}")
         if "error" in message:
             raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
-        if message.get("phase") != phase:
+        if "phase" not in message:
             return None, None
+        if message["phase"] != phase:
+            raise ValueError(f"a report of {message['phase']!r} in {phase}")
         report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")

@@ -18,6 +18,7 @@ from pytest_crate.kernel import capabilities, identity, libc, namespaces, seccom
 from pytest_crate.sandbox import steps
 
 _MAX_TEXT_CHARACTERS = 4 << 20
+_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,23 @@ def confine(entry: Entry, who: identity.Identity | None, clock: steps.Clock = st
     if entry.seccomp:
         seccomp.install(entry.seccomp)
     clock.done("install the system call filter")
+
+
+def use_own_null() -> None:
+    """Put the crate's own ``/dev/null`` in the place of the host's, where that is standard input, output or error.
+
+    By a descriptor of the host's mount, the crate's root could change the machine's: its mode, its owner.
+    """
+    for number in range(3):
+        try:
+            status = os.fstat(number)
+        except OSError:  # closed
+            continue
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL:
+            with libc.os_step("open the crate's /dev/null", "open", "/dev/null"):
+                own = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(own, number)
+                os.close(own)
 
 
 def read_text_inside(path: str) -> str:

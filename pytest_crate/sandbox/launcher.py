@@ -156,7 +156,7 @@ class Launcher:
         self.crates: dict[int, Crate] = {}
         self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
-        self.ending: set[int] = set()  # inits that have been killed
+        self.ending: set[int] = set()  # inits of crates that are removed
         self.unremoved: list[cgroup.Cgroup] = []  # what could not be removed yet
         self._poll = select.poll()
         self._requests: Mapping[str, Callable[[wire.Message, list[int]], None]] = {
@@ -285,15 +285,17 @@ class Launcher:
         """Collect ended programs and tell how each ended; collect the inits of crates that are removed."""
         for pid in list(self.programs):
             self._reap_program(pid, os.WNOHANG)
-        self.ending = {pid for pid in self.ending if not os.waitpid(pid, os.WNOHANG)[0]}
+        self._end_inits()
 
     def _reap_program(self, pid: int, options: int) -> None:
         ended, status = os.waitpid(pid, options)
         if ended:
             descriptor = self.programs.pop(pid)
-            with contextlib.suppress(BrokenPipeError):
-                wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
-            os.close(descriptor)
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
+            finally:
+                os.close(descriptor)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -504,7 +506,7 @@ class Launcher:
 
         Nobody waits for an answer: what can't be removed now is removed with the next crate, or at the end.
         """
-        with contextlib.suppress(SandboxError):
+        with contextlib.suppress(SandboxError, OSError):
             self._remove_now(number)
         for group in self.unremoved[:]:
             with contextlib.suppress(SandboxError):
@@ -520,15 +522,23 @@ class Launcher:
         if crate is None:
             return
         crate.release()
-        if crate.programs & self.programs.keys():
-            self._end_crate(crate)
-        elif not crate.ended:
-            # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
-            os.kill(crate.init, signal.SIGKILL)
-            self.ending.add(crate.init)
-            # One that was killed before has ended before: the signal that tells of it may have come already.
-            self._reap()
-        self._remove_group(crate.cgroup)
+        try:
+            if crate.programs & self.programs.keys():
+                self._end_crate(crate)
+        finally:
+            if not crate.ended:
+                # Its end is waited for by nobody: nothing is left in the cgroup, which init is not in.
+                self.ending.add(crate.init)
+            self._remove_group(crate.cgroup)
+        # One that was killed before has ended before: the signal that tells of it may have come already.
+        self._end_inits()
+
+    def _end_inits(self) -> None:
+        """Kill the inits of crates that are removed, and collect those that have ended."""
+        for pid in list(self.ending):
+            os.kill(pid, signal.SIGKILL)
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self.ending.discard(pid)
 
     def _remove_group(self, group: cgroup.Cgroup) -> None:
         try:
@@ -732,6 +742,7 @@ def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[
             for number, descriptor in enumerate(stdio):
                 with libc.os_step("give the program its streams", "dup2", str(number)):
                     os.dup2(descriptor, number)
+            child.use_own_null()
             if program.terminal:
                 with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
                     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

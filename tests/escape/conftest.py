@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from pytest_crate.sandbox import sandbox
 from tests.conftest import temporary_prefix
 from tests.escape.attempts import ATTEMPTS, EFFECTS
 from tests.escape.decoys import NOBODY, Decoys
+from tests.images import libraries_of, make_image
 
 Outcome = tuple[str, str]
 """``held``, ``escaped`` or ``error``, and what there is to say."""
@@ -88,44 +87,6 @@ def test_control(crate_sandbox, number, names):
     assert done.returncode == 0, done.stderr
     (SHARED / f"control-{{number}}.out").write_text(done.stdout)
 """
-
-
-_SHOW_LIBRARIES = """
-import attempts, sys
-print(*sorted({line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}), sep="\\n")
-"""
-
-
-def libraries_of(python: str, directory: Path) -> list[str]:
-    """Return the shared libraries that an interpreter takes to make attempts, and its dynamic linker's name.
-
-    On an image crates add them for an interpreter outside of ``/usr``; the system's own needs them in the image.
-    """
-    command = [python, "-c", _SHOW_LIBRARIES]
-    listing = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
-    return [path for path in listing.split() if path.startswith("/usr/lib")]
-
-
-def make_image(path: Path, *members: tarfile.TarInfo, libraries: Sequence[str] = ()) -> None:
-    """Make a small image: some directories, and what else is given."""
-    with tarfile.open(path, "w") as archive:
-        for library in libraries:
-            archive.add(library)
-            # The names by which programs ask for it.
-            for link in Path(library).parent.glob(f"{Path(library).name.partition('.so')[0]}.so*"):
-                if link.is_symlink() and str(link.resolve()) == library:
-                    archive.add(link)
-        if libraries:
-            for name in ("lib", "lib64"):
-                archive.add(f"/{name}", recursive=False)
-            for linker in Path("/lib64").glob("ld-linux*"):
-                archive.add(linker, f"usr/lib64/{linker.name}")
-        for name in ("etc", "usr", "usr/bin", "tmp", "home"):
-            directory = tarfile.TarInfo(name)
-            directory.type, directory.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(directory)
-        for member in members:
-            archive.addfile(member, io.BytesIO(b"") if member.isfile() else None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +190,9 @@ def _decoys(owner: int, *, system_python: str = "") -> Iterator[Decoys]:
         os.chown(directory, owner, owner)
         decoys = Decoys(directory, owner=owner, stack=stack)
         shutil.copy(Path(__file__).with_name("attempts.py"), decoys.project)
-        libraries = libraries_of(system_python, decoys.project) if system_python.startswith("/usr/bin/") else ()
+        libraries = (
+            libraries_of(system_python, decoys.project, "attempts") if system_python.startswith("/usr/bin/") else ()
+        )
         make_image(decoys.project / "image.tar", libraries=libraries)
         yield decoys
 

@@ -72,6 +72,59 @@ def test_no_pass_after_a_crash(run_here: RunHere, crash: str) -> None:
     assert "PASSED test_inner.py::test_leaves" in done  # the control: the frames are as good as its own
 
 
+def test_a_report_before_ones_own_is_told(run_here: RunHere) -> None:
+    """Who reports that it has passed, goes on and fails, has not passed: there is one report of each phase."""
+    done = run_here(
+        FORGING
+        + """
+    def test_call():
+        forge(frame(phase("test_call", "call")))
+        assert 0
+
+    def test_both():
+        forge(frame(phase("test_both", "call")) + frame(phase("test_both", "teardown")))
+        assert 0
+
+    def test_after(): pass
+    """
+    )
+    for name in ("test_call", "test_both"):
+        assert f"ERROR test_inner.py::{name}" in done, done
+    assert done.count("wrote to its report's descriptor") >= 2
+    assert "PASSED test_inner.py::test_after" in done
+
+
+def test_what_a_test_leaves_behind_reports_for_no_other(run_here: RunHere) -> None:
+    """In a crate that tests share, a process that one of them has left has the descriptor, too: its report is one too
+    many."""
+    done = run_here(
+        FORGING
+        + """
+    import time
+    pytestmark = pytest.mark.crate(timeout=60, scope="module")
+
+    def test_leaves_a_process():
+        if os.fork() == 0:
+            while not os.path.exists("/tmp/begun"):
+                time.sleep(0.01)
+            forge(frame(phase("test_fails", "call")))
+            open("/tmp/forged", "w").close()
+            os._exit(0)
+
+    def test_fails():
+        open("/tmp/begun", "w").close()
+        while not os.path.exists("/tmp/forged"):
+            time.sleep(0.01)
+        assert 0
+
+    def test_after(): pass
+    """
+    )
+    assert "PASSED test_inner.py::test_leaves_a_process" in done, done
+    assert re.search("(ERROR|FAILED) test_inner.py::test_fails", done), done
+    assert "PASSED test_inner.py::test_after" in done
+
+
 BAD_PARTS = """
     ENTRIES = {"reprentries": [], "extraline": 3, "style": 1}
     PARTS = {
@@ -113,6 +166,8 @@ FLOODS = {
     "a frame that claims a quarter of a gigabyte": 'forge(struct.pack(">I", 255 << 20) + b" " * (1 << 20), 255)',
     "an array of empty objects": 'forge(frame(b\'{"x":[\' + b"{}," * 2_600_000 + b"{}]}"))',
     "reports without end": 'forge(frame({"logged": report("test_floods")}) * 500, 5000)',
+    "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
+    "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
     "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
     '"module": "builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
 }

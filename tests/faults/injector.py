@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
-import errno
 import fcntl
 import functools
 import inspect
@@ -28,8 +27,8 @@ from pytest_crate.sandbox import child, launcher, sandbox, wire
 # Not close(2), which has closed its descriptor even where it fails, nor what can't fail.
 OS_CALLS = (
     "chdir chmod chown dup dup2 execve fchown fork fstat getcwd kill killpg listdir lstat mkdir open pidfd_open pipe "
-    "pipe2 posix_spawn read readlink rmdir scandir set_inheritable setsid stat statvfs symlink unlink waitid waitpid "
-    "write"
+    "pipe2 posix_spawn read readlink rmdir scandir set_inheritable setpgid setsid stat statvfs symlink unlink waitid "
+    "waitpid write"
 ).split()
 
 STAGES = {
@@ -39,6 +38,7 @@ STAGES = {
     "fork": (sandbox.Sandbox, "fork"),
     "spawn": (sandbox.Sandbox, "spawn"),
     # the body, forked from it
+    "be born": (namespaces, "_bear_sibling"),
     "enter": (child, "enter"),
     "confine": (child, "confine"),
     # the launcher
@@ -82,8 +82,11 @@ class Injector:
         finally:
             self.stage, self.count, self.pid, self.fault = outer
 
-    def refuses(self, name: str, what: str) -> int:
-        """Return the errno with which a call is to fail, or 0."""
+    def refuses(self, name: str, what: str, *, retried: bool = False) -> int:
+        """Return the errno with which a call is to fail, or 0.
+
+        :param retried: Python makes it again if a signal interrupts it (PEP 475), and never tells (EINTR).
+        """
         # What a process has forked counts its own, in a stage of its own.
         if not self.stage or self.busy or self.pid != os.getpid():
             return 0
@@ -95,7 +98,8 @@ class Injector:
             self.count += 1
             hit = self.fault.get("stage") == self.stage and self.fault.get("number") == self.count
             line = {"stage": self.stage, "number": self.count, "call": name, "what": what, "hit": hit}
-            _write(self.log, f"{json.dumps({**line, 'test': self.fault.get('test')})}\n".encode())
+            line |= {"retried": retried, "test": self.fault.get("test")}
+            _write(self.log, f"{json.dumps(line)}\n".encode())
             return int(self.fault["errno"]) if hit else 0
         finally:
             self.busy = False
@@ -115,9 +119,8 @@ def _read(path: Path) -> str:
 def _failing(injector: Injector, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **keys: Any) -> Any:
-        number = injector.refuses(name, str(args[0])[:200] if args else "")
-        # Python retries what a signal interrupts (PEP 475).
-        if number and number != errno.EINTR:
+        number = injector.refuses(name, str(args[0])[:200] if args else "", retried=True)
+        if number:
             raise OSError(number, os.strerror(number), *(args[:1] if args and isinstance(args[0], str) else ()))
         return function(*args, **keys)
 

@@ -30,7 +30,8 @@ def _mounts(place: str) -> list[str]:
         fields, kind = line.split(" - ")
         words = fields.split()
         # What other programs of the machine have put there may be gone in the next crate.
-        if words[4].startswith(("/tmp/", "/var/tmp/", "/run/", "/dev/shm")) and not words[4].startswith(place):
+        others = words[4].startswith(("/tmp/", "/var/tmp/", "/run/", "/dev/shm")) or "/pytest-crate-tests/" in words[4]
+        if others and not words[4].startswith(place):
             continue
         found.append(f"{words[4]} {words[5]} {kind.split()[0]}")
     return sorted(found)
@@ -58,6 +59,16 @@ def _refused() -> dict[str, str]:
     return found
 
 
+def _low_ports() -> list[int]:
+    # An ordinary user's body has no power over its network.
+    with socket.socket() as low:
+        try:
+            low.bind(("127.0.0.1", 80))
+        except PermissionError:
+            return []
+        return [80]
+
+
 def look(outside: Mapping[str, str]) -> dict[str, object]:
     """Return what there is to see of the confinement.
 
@@ -68,8 +79,6 @@ def look(outside: Mapping[str, str]) -> dict[str, object]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         reachable = server.getsockname()[0]
-    with socket.socket() as low:
-        low.bind(("127.0.0.1", 80))
     return {
         "status": {name: status[name].split() for name in _STATUS},
         "uid_map": _text("/proc/self/uid_map").split(),
@@ -78,7 +87,7 @@ def look(outside: Mapping[str, str]) -> dict[str, object]:
         "mounts": _mounts(outside["place"]),
         "devices": sorted(os.listdir("/dev")),
         "network": sorted(line.split(":")[0].strip() for line in _text("/proc/net/dev").splitlines()[2:]),
-        "bound": reachable,
+        "bound": [reachable, *_low_ports()],
         "hostname": socket.gethostname(),
         "hosts": "box" in _text("/etc/hosts"),
         "session": os.getsid(0) == os.getpid(),

@@ -441,3 +441,38 @@ def test_a_launcher_that_never_begins(pytester: pytest.Pytester, run_inner: RunI
     assert said in run.of("test_rides", "setup")["longrepr"]
     assert said in run.of("test_drives", "setup")["longrepr"]
     assert "INTERNALERROR" not in run.text
+
+
+def test_a_crate_that_no_test_gets_into_is_removed(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What fails in pytest between a crate's making and the fork into it is the test's error; the crate goes."""
+    pytester.makepyfile(
+        """
+        import errno, os, sys, time
+        import psutil
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def no_directory():
+            real = os.getcwd
+
+            def getcwd():
+                if sys._getframe(1).f_code.co_name != "_enter_crate":
+                    return real()
+                os.getcwd = real
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            os.getcwd = getcwd
+
+        @pytest.mark.crate
+        def test_refused(no_directory): pass
+
+        def test_what_is_left():
+            end = time.monotonic() + 5  # for what ends in a moment
+            while len(psutil.Process().children(recursive=True)) > 1 and time.monotonic() < end:
+                time.sleep(0.01)
+            assert [process.name() for process in psutil.Process().children(recursive=True)] == ["crate-launcher"]
+        """
+    )
+    run = run_inner()
+    assert "Too many open files" in run.of("test_refused", "setup")["longrepr"]
+    assert run.of("test_what_is_left")["outcome"] == "passed", run.of("test_what_is_left")["longrepr"]

@@ -1,0 +1,69 @@
+"""What a crate's root can do to the host by its standard input, output and error."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.escape.conftest import RunHere
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+CHANGE = """
+import contextlib, os
+for number in range(3):
+    with contextlib.suppress(OSError):
+        os.fchmod(number, 0o600)
+        os.fchown(number, 1, 1)
+os.write(1, b"goes nowhere")
+"""
+SOURCE = """
+    import os, sys
+    import pytest
+
+    CHANGE = {change!r}
+
+    @pytest.fixture(scope="session", autouse=True)
+    def null():
+        kept = os.dup(0)
+        with open({null!r}, "r+b") as null:
+            os.dup2(null.fileno(), 0)
+            yield null
+        os.dup2(kept, 0)
+
+    @pytest.mark.crate
+    def test_body():
+        exec(CHANGE)
+        assert os.read(0, 1) == b""
+
+    @pytest.mark.crate
+    def test_program(null, crate_sandbox):
+        command = [sys.executable, "-S", "-c", CHANGE]
+        assert crate_sandbox.popen(command, stdin=null, stdout=null, stderr=null).wait(20) == 0
+"""
+
+
+@pytest.fixture
+def null(tmp_path: Path) -> Path:
+    """A ``/dev/null`` of the test's own."""
+    path = tmp_path / "null"
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    path.chmod(0o666)
+    return path
+
+
+@pytest.mark.parametrize("which", ["test_body", "test_program"])
+@pytest.mark.parametrize("without", ["", "from pytest_crate.sandbox import child; child.use_own_null = lambda: None"])
+def test_the_hosts_null_is_not_the_crates_to_change(run_here: RunHere, null: Path, which: str, without: str) -> None:
+    """A stream that is /dev/null is the crate's own, whose mode and owner nobody in it can change; without that
+    protection they are changed on the host."""
+    printed = run_here(SOURCE.format(null=str(null), change=CHANGE), without=without, args=["-s", "-k", which])
+    assert "1 passed" in printed, printed
+    found = null.stat()
+    changed = (stat.S_IMODE(found.st_mode), found.st_uid) != (0o666, 0)
+    assert changed is bool(without)
