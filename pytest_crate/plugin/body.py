@@ -12,7 +12,6 @@ import os
 import re
 import select
 import signal
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, monotonic
 from pytest_crate.plugin import keyboard, measured, private, threads
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -138,7 +137,7 @@ class Body:
 
     def _wind_up(self) -> None:
         timeout_usec = self.spec.timeout_usec
-        self._deadline = None if timeout_usec is None else time.monotonic() + timeout_usec / 1e6
+        self._deadline = None if timeout_usec is None else monotonic.seconds() + timeout_usec / 1e6
         self._paused = None
         self._interplay.mirror_starts(self.item)
         self._mirrored = True
@@ -154,7 +153,7 @@ class Body:
         """
         self.item = item
         self._tests += 1
-        self._began = time.monotonic_ns()
+        self._began = monotonic.nanoseconds()
         self._interrupted = self._forks_refused = self.over = False
         self.steps, self.imports = {}, {}
         # What one test may send, the next may send again.
@@ -185,7 +184,7 @@ class Body:
 
     def ends_soon(self) -> None:
         """Let the child have the time for its tear-down, and no more."""
-        self._deadline = time.monotonic() + _INTERRUPT_SECONDS
+        self._deadline = monotonic.seconds() + _INTERRUPT_SECONDS
 
     def tell(self, word: bytes) -> None:
         """Give the child a word that it waits for."""
@@ -234,7 +233,7 @@ class Body:
         A second one, or the end of the child's patience, ends the crate at once.
         """
         self._interrupted = True
-        end = time.monotonic() + _INTERRUPT_SECONDS
+        end = monotonic.seconds() + _INTERRUPT_SECONDS
         self._deadline = end if self._deadline is None else min(end, self._deadline)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
@@ -393,8 +392,8 @@ class Body:
         before = len(self._stacks)
         for _ in range(2):
             signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
-        end = time.monotonic() + _STACKS_WAIT_SECONDS
-        while self.stacks_fd >= 0 and (left := end - time.monotonic()) > 0:
+        end = monotonic.seconds() + _STACKS_WAIT_SECONDS
+        while self.stacks_fd >= 0 and (left := end - monotonic.seconds()) > 0:
             if not _readable(self.stacks_fd, left) or not self._read_stacks():
                 break
             text = bytes(self._stacks[before:]).decode(errors="replace")
@@ -434,10 +433,10 @@ class Body:
         if stop and self._deadline is not None:
             self._paused, self._deadline = self.left(), None
         elif not stop and self._paused is not None:
-            self._deadline, self._paused = time.monotonic() + self._paused, None
+            self._deadline, self._paused = monotonic.seconds() + self._paused, None
 
     def left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic.seconds())
 
     def exceeded_since(self) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
@@ -479,7 +478,7 @@ class Body:
         used, shared = usage, None
         if self.sharing is not None:
             if self._before is not None:
-                wall_usec = (time.monotonic_ns() - self._began) // 1_000
+                wall_usec = (monotonic.nanoseconds() - self._began) // 1_000
                 used = dataclasses.replace(usage.since(self._before), wall_usec=wall_usec)
             self._before = usage
             name, number = self.sharing.home.nodeid, self.sharing.number
@@ -505,12 +504,12 @@ def _readable(descriptor: int, seconds: float | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     # poll(2) takes an int of milliseconds; who waits longer asks again.
-    end = None if seconds is None else time.monotonic() + seconds
+    end = None if seconds is None else monotonic.seconds() + seconds
     while True:
-        left = None if end is None else min(1e9, max(0.0, end - time.monotonic()) * 1e3)
+        left = None if end is None else min(1e9, max(0.0, end - monotonic.seconds()) * 1e3)
         if poll.poll(left):
             return True
-        if end is not None and time.monotonic() >= end:
+        if end is not None and monotonic.seconds() >= end:
             return False
 
 

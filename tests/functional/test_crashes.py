@@ -194,6 +194,31 @@ def test_stopped_process(pytester: pytest.Pytester, run_inner: RunInner) -> None
     assert any("in test_ignores" in text for _, text in run.of("test_ignores")["sections"])
 
 
+def test_a_timeout_while_time_is_frozen(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A crate's time goes on where a wider fixture freezes it for its tests, by replacing the functions of ``time``."""
+    pytester.makepyfile(
+        """
+        import time, pytest
+        @pytest.fixture(scope="module", autouse=True)
+        def frozen():
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("time", "monotonic", "perf_counter"):
+                    now = getattr(time, name)()
+                    patch.setattr(time, name, lambda now=now: now)
+                    patch.setattr(time, name + "_ns", lambda now=now: int(now * 1e9))
+                yield
+        @pytest.mark.crate(timeout=1)
+        def test_hangs():
+            before = time.monotonic()
+            while time.monotonic() == before: pass
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"failed": 1}
+    assert "timeout of 1 s exceeded" in run.of("test_hangs")["longrepr"]
+    run.result.stdout.re_match_lines([r"wall +[1-9][0-9.]* s of 1 s"])
+
+
 def test_a_suite_that_ends_all_child_processes(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """A wider fixture that terminates every child of pytest's, and waits for it, neither hangs nor harms a test."""
     pytester.makepyfile(
