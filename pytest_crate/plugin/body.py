@@ -14,7 +14,7 @@ import select
 import signal
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import pytest
@@ -88,6 +88,10 @@ class Body:
         self.leaves = False
         self.reported = False
         self.over = False
+        self.interrupted = False
+        """Whether it has been asked to end, by Ctrl-C or because pytest's protocol was broken off."""
+        self.stop: Mapping[str, Any] | None = None
+        """What the child says after its last report of the end of the run."""
         self.steps: Mapping[str, int] = {}
         """What the child's steps in the crate took, in microseconds."""
         self.imports: Mapping[str, int] = {}
@@ -112,7 +116,8 @@ class Body:
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._seen = NOTHING_YET
         self._forks_refused = False
-        self._interrupted = False
+        self._interrupts: keyboard.Interrupts | None = None
+        self._deaf_nsec: int | None = None
         self._deadline: float | None = None
         self._paused: float | None = None
         self._lent: keyboard.Lent | None = None
@@ -139,6 +144,8 @@ class Body:
         timeout_usec = self.spec.timeout_usec
         self._deadline = None if timeout_usec is None else monotonic.seconds() + timeout_usec / 1e6
         self._paused = None
+        self._deaf_nsec = None
+        self._interrupts = keyboard.Interrupts(self.interrupt)
         self._interplay.mirror_starts(self.item)
         self._mirrored = True
         if self._interplay.brings_much(self.item):
@@ -154,7 +161,7 @@ class Body:
         self.item = item
         self._tests += 1
         self._began = monotonic.nanoseconds()
-        self._interrupted = self._forks_refused = self.over = False
+        self.interrupted = self._forks_refused = self.over = False
         self.steps, self.imports = {}, {}
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
@@ -169,7 +176,9 @@ class Body:
         """Return what a test has used that has ended while the crate goes on."""
         self._deadline = None
         self._mirror_ends()
-        return self._result(self.sandbox.account(), Exit())
+        result = self._result(self.sandbox.account(), Exit())
+        self._take_interrupts_back()
+        return result
 
     def retire(self) -> list[Limit]:
         """End a crate that waits for another test; return the limits it has exceeded meanwhile."""
@@ -205,9 +214,11 @@ class Body:
         """
         self.over = self.over or "over" in message
         try:
+            if "deaf" in message:
+                self._deaf_nsec = int(message["deaf"])
             self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
             self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
@@ -227,16 +238,31 @@ class Body:
         if lent is not None:
             lent.take_back()
 
+    def _take_interrupts_back(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.take_back()
+
     def interrupt(self) -> None:
         """Pass Ctrl-C on to the child, which is in a session of its own: its fixtures are torn down, as in a plain run.
 
         A second one, or the end of the child's patience, ends the crate at once.
         """
-        self._interrupted = True
+        self.interrupted = True
         end = monotonic.seconds() + _INTERRUPT_SECONDS
         self._deadline = end if self._deadline is None else min(end, self._deadline)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether Ctrl-C came when the child had ended its test, so that only pytest can heed it."""
+        return self._interrupts is not None and self._interrupts.came_after(self._deaf_nsec or 0)
+
+    def raise_interrupt(self) -> NoReturn:
+        """Raise KeyboardInterrupt as if at the test's own first line."""
+        path, line, _ = self.item.reportinfo()
+        raise_interrupt(os.fspath(path), (line or 0) + 1)
 
     def read(self) -> list[wire.Message]:
         """Wait for messages.
@@ -248,11 +274,7 @@ class Body:
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
         while True:
-            left = self.left()
-            ready = {
-                descriptor
-                for descriptor, _ in poll.poll(1e3 * (_WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)))
-            }
+            ready = {descriptor for descriptor, _ in poll.poll(1e3 * self._at_most())}
             if not ready:
                 if self.left() == 0:
                     self.time_out()
@@ -289,8 +311,9 @@ class Body:
             poll = select.poll()
             poll.register(self.channel, select.POLLIN)
             poll.register(self._pidfd, select.POLLIN)
-            left = self.left()
-            ready = {descriptor for descriptor, _ in poll.poll(None if left is None else min(1e9, left * 1e3))}
+            ready = {descriptor for descriptor, _ in poll.poll(1e3 * self._at_most())}
+            if not ready and self.left() != 0:
+                continue
             # poll(2) looks at one after the other: between the two the child may have written its last word, and ended.
             written = self.channel in ready or _readable(self.channel, 0)
             data = os.read(self.channel, 1 << 20) if written else b""
@@ -303,9 +326,12 @@ class Body:
             for message in received:
                 self.attend_to(message)
             # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
-            self.messages.extend(message for message in received if "brought" in message or "leaves" in message)
+            self.messages.extend(
+                message for message in received if any(word in message for word in ("brought", "leaves", "stop"))
+            )
         for message in self.messages:
             self.leaves = self.leaves or "leaves" in message
+            self.stop = self.stop or message.get("stop")
             if "brought" in message:
                 try:
                     self._interplay.give(self.item, message["brought"])
@@ -362,10 +388,9 @@ class Body:
         self.end()
 
     def time_out(self) -> NoReturn:
-        if self._interrupted:
+        if self.interrupted:
             self.kill()
-            path, line, _ = self.item.reportinfo()
-            raise_interrupt(os.fspath(path), (line or 0) + 1)
+            self.raise_interrupt()
         self.exceeded.append("timeout")
         self.kill()
         message = self.limit_message(["timeout"])
@@ -417,7 +442,9 @@ class Body:
             return self.result.exit
         if self._pid:
             # Without it, it has just been killed.
-            while self._pidfd >= 0 and not _readable(self._pidfd, self.left()):
+            while self._pidfd >= 0 and not _readable(self._pidfd, self._at_most()):
+                if self.left() != 0:
+                    continue
                 self.exceeded.append("timeout")
                 self._deadline = None
                 self.sandbox.kill()
@@ -437,6 +464,11 @@ class Body:
 
     def left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic.seconds())
+
+    def _at_most(self) -> float:
+        """Return for how many seconds to wait before looking again: Ctrl-C may have made the time shorter."""
+        left = self.left()
+        return _WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)
 
     def exceeded_since(self) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
@@ -472,6 +504,7 @@ class Body:
             for descriptor in (self.channel, self.step, self.awaited, self.stacks_fd, self._pidfd):
                 _close(descriptor)
             self.channel = self.step = self.awaited = self.stacks_fd = self._pidfd = -1
+            self._take_interrupts_back()
         self._mirror_ends()
 
     def _result(self, usage: Usage, exit_: Exit) -> CrateResult:

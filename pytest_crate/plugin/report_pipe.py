@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import struct
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from pytest_crate.kernel import monotonic
 from pytest_crate.plugin import transfer
 from pytest_crate.sandbox import wire
 
@@ -82,10 +84,11 @@ class ReportPipe:
         self._sending = sending
         self._awaited = awaited
         self._getpid, self._fstat, self._read, self._write = os.getpid, os.fstat, os.read, os.write
-        self._exit, self._encode = os._exit, wire.encode
+        self._exit, self._encode, self._signal = os._exit, wire.encode, signal.signal
         self._pid = os.getpid()
         self._identity = self._identify()
         self._heard: list[bytes] = []
+        self._on_interrupt: Any = signal.SIG_DFL
 
     def _identify(self) -> tuple[int, int]:
         status = self._fstat(self._sending)
@@ -117,6 +120,20 @@ class ReportPipe:
         while word not in self._heard:
             self._heard.append(self._hear(1))
         self._heard.remove(word)
+
+    def grow_deaf(self) -> int:
+        """Hear no Ctrl-C any more, for the test is over; return since when, of the monotonic clock.
+
+        :raises KeyboardInterrupt: one that came just before.
+        """
+        since = monotonic.nanoseconds()
+        # Not a mask: the signal would go to a thread that the test has left.
+        self._on_interrupt = self._signal(signal.SIGINT, signal.SIG_IGN)
+        return since
+
+    def hear_again(self) -> None:
+        """Hear Ctrl-C again, at the next test in the crate."""
+        self._signal(signal.SIGINT, self._on_interrupt)
 
     def await_test(self) -> NextTest | None:
         """Wait for the next test in this crate; None if none follows."""
