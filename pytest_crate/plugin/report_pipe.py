@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, NoReturn
 
 from pytest_crate.kernel import monotonic
@@ -84,11 +85,13 @@ class ReportPipe:
         self._sending = sending
         self._awaited = awaited
         self._getpid, self._fstat, self._read, self._write = os.getpid, os.fstat, os.read, os.write
-        self._exit, self._encode, self._signal = os._exit, wire.encode, signal.signal
+        self._exit, self._encode = os._exit, wire.encode
+        self._signal, self._raise_signal = signal.signal, signal.raise_signal
         self._pid = os.getpid()
         self._identity = self._identify()
         self._heard: list[bytes] = []
         self._on_interrupt: Any = signal.SIG_DFL
+        self._interrupted = False
 
     def _identify(self) -> tuple[int, int]:
         status = self._fstat(self._sending)
@@ -128,12 +131,18 @@ class ReportPipe:
         """
         since = monotonic.nanoseconds()
         # Not a mask: the signal would go to a thread that the test has left.
-        self._on_interrupt = self._signal(signal.SIGINT, signal.SIG_IGN)
+        self._on_interrupt = self._signal(signal.SIGINT, self._note_interrupt)
         return since
 
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+
     def hear_again(self) -> None:
-        """Hear Ctrl-C again, at the next test in the crate."""
+        """Hear Ctrl-C again, at the next test in the crate, and one that was that test's already."""
         self._signal(signal.SIGINT, self._on_interrupt)
+        if self._interrupted:
+            self._interrupted = False
+            self._raise_signal(signal.SIGINT)
 
     def await_test(self) -> NextTest | None:
         """Wait for the next test in this crate; None if none follows."""

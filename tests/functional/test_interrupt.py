@@ -190,6 +190,28 @@ Body.take_rest = interrupted
     assert "test_waits" not in out
 
 
+def test_when_a_test_is_about_to_begin(interrupt: Interrupt) -> None:
+    """One that comes before the next test in a shared crate has begun is that test's."""
+    code, out, down = interrupt(
+        *("--crate-all", "--crate-scope=module"),
+        times=0,
+        statement="return",
+        conftest="""
+import os, signal
+from pytest_crate.plugin.body import Body
+tell = Body.tell
+def interrupted(body, word):
+    if "test_waits" in body.item.nodeid and len(word) > 1:  # which test is next
+        os.kill(os.getpid(), signal.SIGINT)
+    tell(body, word)
+Body.tell = interrupted
+""",
+    )
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert "1 passed" in out
+    assert down == {"session-down"}
+
+
 @pytest.mark.parametrize("when", ["setup", "call"])
 def test_between_two_phases(pytester: pytest.Pytester, both_ways: BothWays, when: str) -> None:
     """Where another plugin ends the run between two phases, what the test has set up is torn down in its crate."""
