@@ -331,7 +331,10 @@ class Walk:
                 self._body.raise_interrupt()
             raise
         if self._body.stop is not None:
-            self._stop(self._body.stop)
+            try:
+                self._stop(self._body.stop)
+            except (LookupError, TypeError, ValueError) as error:
+                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if self._body.unheard:
             self._body.raise_interrupt()
 

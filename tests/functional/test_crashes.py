@@ -301,6 +301,24 @@ def test_a_message_that_is_no_report_fails_its_test_alone(
     assert run.of("test_next")["outcome"] == "passed"
 
 
+@pytest.mark.parametrize("stop", [7, {"kind": "interrupt"}, {"kind": "exit", "reason": "", "returncode": "x"}])
+def test_an_end_of_the_run_that_is_none(pytester: pytest.Pytester, run_inner: RunInner, stop: object) -> None:
+    """What a test says of the run's end after its last report is taken apart with the same care."""
+    pytester.makepyfile(
+        f"""
+        from pytest_crate.plugin.report_pipe import ReportPipe
+        leave = ReportPipe.leave
+        def forge(pipe, status): pipe.send({{"stop": {stop!r}}}); leave(pipe, status)
+        def test_forges(): ReportPipe.leave = forge
+        def test_next(): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert "INTERNALERROR" not in run.text
+    assert "wrote to its report's descriptor" in run.of("test_forges", "teardown")["longrepr"]
+    assert run.outcomes() == {"passed": 2, "errors": 1}
+
+
 def test_crash_under_a_debugger(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """--pdb shows nothing of a crash: the process that crashed is gone, and pytest's own frames say nothing of it."""
     pytester.makepyfile("import os\ndef test_crashes(): os._exit(9)\ndef test_after(): pass")
