@@ -7,12 +7,11 @@ import errno
 import os
 import select
 import signal
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, monotonic
 from pytest_crate.spec import DEFAULT_PIDS, CrateSpec, parse_cpuset
 
 LIMIT_KEYS = ("memory", "swap", "cpus", "cpuset", "pids")
@@ -266,7 +265,7 @@ def _wait_for_exit(pids: Iterable[int], deadline: float) -> None:
 
 
 def _milliseconds_until(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic()) * 1000
+    return max(0.0, deadline - monotonic.seconds()) * 1000
 
 
 def kill_processes(directories: Iterable[str], *, patience_sec: float = PATIENCE_SEC) -> None:
@@ -277,9 +276,9 @@ def kill_processes(directories: Iterable[str], *, patience_sec: float = PATIENCE
     :raises SandboxError: processes are left when the time is up, as one in uninterruptible sleep is.
     """
     directories = tuple(directories)
-    deadline = time.monotonic() + patience_sec
+    deadline = monotonic.seconds() + patience_sec
     while pids := processes(directories):
-        if time.monotonic() > deadline:
+        if monotonic.seconds() > deadline:
             raise SandboxError(
                 "kill the processes of a cgroup",
                 syscall="kill",
@@ -301,10 +300,10 @@ def wait_unpopulated(directory: str, *, patience_sec: float = PATIENCE_SEC) -> N
 
     :raises SandboxError: it has one when the time is up.
     """
-    deadline = time.monotonic() + patience_sec
+    deadline = monotonic.seconds() + patience_sec
     path = f"{directory}/cgroup.events"
     while read_table(path).get("populated", 0):
-        if time.monotonic() > deadline:
+        if monotonic.seconds() > deadline:
             raise SandboxError(
                 "wait for a cgroup to be empty",
                 syscall="poll",
@@ -344,7 +343,7 @@ def remove_directory(directory: str, *, patience_sec: float = PATIENCE_SEC) -> N
         # EBUSY: a process or another control group is in it; a directory that is no control group says ENOTEMPTY.
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise SandboxError("remove a cgroup", syscall="rmdir", path=directory, errno=error.errno) from error
-    deadline = time.monotonic() + patience_sec
+    deadline = monotonic.seconds() + patience_sec
     for path in _descend(directory):
         _remove_empty(path, deadline)
 
@@ -358,7 +357,7 @@ def _remove_empty(path: str, deadline: float) -> None:
             return
         except OSError as error:
             pids = processes([path])
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+            if error.errno != errno.EBUSY or monotonic.seconds() > deadline:
                 inside = f"pids {', '.join(map(str, pids))} are in it" if pids else ""
                 raise SandboxError(
                     "remove a cgroup", syscall="rmdir", path=path, errno=error.errno, detail=inside

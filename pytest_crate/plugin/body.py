@@ -15,15 +15,14 @@ import select
 import signal
 import struct
 import termios
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import pytest
 
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, monotonic
 from pytest_crate.plugin import keyboard, measured, private, threads
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -94,6 +93,10 @@ class Body:
         self.leaves = False
         self.reported = False
         self.over = False
+        self.interrupted = False
+        """Whether it has been asked to end, by Ctrl-C or because pytest's protocol was broken off."""
+        self.stop: Mapping[str, Any] | None = None
+        """What the child says after its last report of the end of the run."""
         self.steps: Mapping[str, int] = {}
         """What the child's steps in the crate took, in microseconds."""
         self.imports: Mapping[str, int] = {}
@@ -118,7 +121,8 @@ class Body:
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._seen = NOTHING_YET
         self._forks_refused = False
-        self._interrupted = False
+        self._interrupts: keyboard.Interrupts | None = None
+        self._deaf_nsec: int | None = None
         self._deadline: float | None = None
         self._paused: float | None = None
         self._lent: keyboard.Lent | None = None
@@ -143,8 +147,10 @@ class Body:
 
     def _wind_up(self) -> None:
         timeout_usec = self.spec.timeout_usec
-        self._deadline = None if timeout_usec is None else time.monotonic() + timeout_usec / 1e6
+        self._deadline = None if timeout_usec is None else monotonic.seconds() + timeout_usec / 1e6
         self._paused = None
+        self._deaf_nsec = None
+        self._interrupts = keyboard.Interrupts(self.interrupt)
         self._interplay.mirror_starts(self.item)
         self._mirrored = True
         if self._interplay.brings_much(self.item):
@@ -159,8 +165,8 @@ class Body:
         """
         self.item = item
         self._tests += 1
-        self._began = time.monotonic_ns()
-        self._interrupted = self._forks_refused = self.over = False
+        self._began = monotonic.nanoseconds()
+        self.interrupted = self._forks_refused = self.over = False
         self.steps, self.imports = {}, {}
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
@@ -175,7 +181,9 @@ class Body:
         """Return what a test has used that has ended while the crate goes on."""
         self._deadline = None
         self._mirror_ends()
-        return self._result(self.sandbox.account(), Exit())
+        result = self._result(self.sandbox.account(), Exit())
+        self._take_interrupts_back()
+        return result
 
     def retire(self) -> list[Limit]:
         """End a crate that waits for another test; return the limits it has exceeded meanwhile."""
@@ -190,7 +198,7 @@ class Body:
 
     def ends_soon(self) -> None:
         """Let the child have the time for its tear-down, and no more."""
-        self._deadline = time.monotonic() + _INTERRUPT_SECONDS
+        self._deadline = monotonic.seconds() + _INTERRUPT_SECONDS
 
     def tell(self, word: bytes) -> None:
         """Give the child a word that it waits for.
@@ -221,9 +229,11 @@ class Body:
         """
         self.over = self.over or "over" in message
         try:
+            if "deaf" in message:
+                self._deaf_nsec = int(message["deaf"])
             self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
             self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
@@ -249,16 +259,31 @@ class Body:
         if lent is not None:
             lent.take_back()
 
+    def _take_interrupts_back(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.take_back()
+
     def interrupt(self) -> None:
         """Pass Ctrl-C on to the child, which is in a session of its own: its fixtures are torn down, as in a plain run.
 
         A second one, or the end of the child's patience, ends the crate at once.
         """
-        self._interrupted = True
-        end = time.monotonic() + _INTERRUPT_SECONDS
+        self.interrupted = True
+        end = monotonic.seconds() + _INTERRUPT_SECONDS
         self._deadline = end if self._deadline is None else min(end, self._deadline)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGINT)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether Ctrl-C came when the child had ended its test, so that only pytest can heed it."""
+        return self._interrupts is not None and self._interrupts.came_after(self._deaf_nsec or 0)
+
+    def raise_interrupt(self) -> NoReturn:
+        """Raise KeyboardInterrupt as if at the test's own first line."""
+        path, line, _ = self.item.reportinfo()
+        raise_interrupt(os.fspath(path), (line or 0) + 1)
 
     def read(self, hears: Callable[[bytes], None]) -> list[wire.Message]:
         """Wait for messages.
@@ -271,11 +296,7 @@ class Body:
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
         while True:
-            left = self.left()
-            ready = {
-                descriptor
-                for descriptor, _ in poll.poll(1e3 * (_WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)))
-            }
+            ready = {descriptor for descriptor, _ in poll.poll(1e3 * self._at_most())}
             if not ready:
                 if self.left() == 0:
                     self.time_out()
@@ -319,8 +340,9 @@ class Body:
             poll = select.poll()
             poll.register(self.channel, select.POLLIN)
             poll.register(self._pidfd, select.POLLIN)
-            left = self.left()
-            ready = {descriptor for descriptor, _ in poll.poll(None if left is None else min(1e9, left * 1e3))}
+            ready = {descriptor for descriptor, _ in poll.poll(1e3 * self._at_most())}
+            if not ready and self.left() != 0:
+                continue
             # poll(2) looks at one after the other: between the two the child may have written its last word, and ended.
             written = self.channel in ready or _readable(self.channel, 0)
             data = os.read(self.channel, 1 << 20) if written else b""
@@ -335,9 +357,12 @@ class Body:
                 if reported and "phase" in message:
                     raise CrateFailed("the test wrote to its report's descriptor: a report after its last one")
             # Nothing else matters now, and a body that floods the pipe must not fill pytest's memory.
-            self.messages.extend(message for message in received if "brought" in message or "leaves" in message)
+            self.messages.extend(
+                message for message in received if any(word in message for word in ("brought", "leaves", "stop"))
+            )
         for message in self.messages:
             self.leaves = self.leaves or "leaves" in message
+            self.stop = self.stop or message.get("stop")
             if "brought" in message:
                 try:
                     self._interplay.give(self.item, message["brought"])
@@ -394,10 +419,9 @@ class Body:
         self.end()
 
     def time_out(self) -> NoReturn:
-        if self._interrupted:
+        if self.interrupted:
             self.kill()
-            path, line, _ = self.item.reportinfo()
-            raise_interrupt(os.fspath(path), (line or 0) + 1)
+            self.raise_interrupt()
         self.exceeded.append("timeout")
         self.kill()
         message = self.limit_message(["timeout"])
@@ -424,8 +448,8 @@ class Body:
         before = len(self._stacks)
         for _ in range(2):
             signal.pidfd_send_signal(self._pidfd, STACKS_SIGNAL)
-        end = time.monotonic() + _STACKS_WAIT_SECONDS
-        while self.stacks_fd >= 0 and (left := end - time.monotonic()) > 0:
+        end = monotonic.seconds() + _STACKS_WAIT_SECONDS
+        while self.stacks_fd >= 0 and (left := end - monotonic.seconds()) > 0:
             if not _readable(self.stacks_fd, left) or not self._read_stacks():
                 break
             text = bytes(self._stacks[before:]).decode(errors="replace")
@@ -449,7 +473,9 @@ class Body:
             return self.result.exit
         if self._pid:
             # Without it, it has just been killed.
-            while self._pidfd >= 0 and not _readable(self._pidfd, self.left()):
+            while self._pidfd >= 0 and not _readable(self._pidfd, self._at_most()):
+                if self.left() != 0:
+                    continue
                 self.exceeded.append("timeout")
                 self._deadline = None
                 self.sandbox.kill()
@@ -465,10 +491,15 @@ class Body:
         if stop and self._deadline is not None:
             self._paused, self._deadline = self.left(), None
         elif not stop and self._paused is not None:
-            self._deadline, self._paused = time.monotonic() + self._paused, None
+            self._deadline, self._paused = monotonic.seconds() + self._paused, None
 
     def left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic.seconds())
+
+    def _at_most(self) -> float:
+        """Return for how many seconds to wait before looking again: Ctrl-C may have made the time shorter."""
+        left = self.left()
+        return _WATCH_SECONDS if left is None else min(left, _WATCH_SECONDS)
 
     def exceeded_since(self) -> list[Limit]:
         """Return the limits that the crate has gone over since the last call."""
@@ -504,13 +535,14 @@ class Body:
             for descriptor in (self.channel, self.step, self.awaited, self.stacks_fd, self._pidfd):
                 _close(descriptor)
             self.channel = self.step = self.awaited = self.stacks_fd = self._pidfd = -1
+            self._take_interrupts_back()
         self._mirror_ends()
 
     def _result(self, usage: Usage, exit_: Exit) -> CrateResult:
         used, shared = usage, None
         if self.sharing is not None:
             if self._before is not None:
-                wall_usec = (time.monotonic_ns() - self._began) // 1_000
+                wall_usec = (monotonic.nanoseconds() - self._began) // 1_000
                 used = dataclasses.replace(usage.since(self._before), wall_usec=wall_usec)
             self._before = usage
             name, number = self.sharing.home.nodeid, self.sharing.number
@@ -542,12 +574,12 @@ def _readable(descriptor: int, seconds: float | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     # poll(2) takes an int of milliseconds; who waits longer asks again.
-    end = None if seconds is None else time.monotonic() + seconds
+    end = None if seconds is None else monotonic.seconds() + seconds
     while True:
-        left = None if end is None else min(1e9, max(0.0, end - time.monotonic()) * 1e3)
+        left = None if end is None else min(1e9, max(0.0, end - monotonic.seconds()) * 1e3)
         if poll.poll(left):
             return True
-        if end is not None and time.monotonic() >= end:
+        if end is not None and monotonic.seconds() >= end:
             return False
 
 

@@ -1,4 +1,4 @@
-"""The terminal while a debugger in a crate has it: Ctrl-C is the debugger's, Ctrl-Z stops both, settings come back."""
+"""The keyboard while a test is in its crate: Ctrl-C is the test's, and a debugger there has the terminal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,45 @@ import os
 import signal
 import termios
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from pytest_crate.kernel import monotonic
+
+
+class Interrupts:
+    """Ctrl-C, from a child's fork to its test's end: passed on to the child, wherever pytest is meanwhile.
+
+    Raised in pytest it would break off whatever that is at: another plugin's hook, a message that is half read. It
+    would name a line of those, not of the test; and a test that handles it could not. A second one is raised, though.
+    """
+
+    def __init__(self, pass_on: Callable[[], None]) -> None:
+        self._pass_on = pass_on
+        self._came_nsec: int | None = None
+        # A handler of somebody else's is kept.
+        self._handles = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self._handles:
+            signal.signal(signal.SIGINT, self._comes)
+
+    def _comes(self, number: int, frame: FrameType | None) -> None:
+        if self._came_nsec is not None:
+            signal.default_int_handler(number, frame)
+        self._pass_on()
+        self._came_nsec = monotonic.nanoseconds()
+
+    def came_after(self, nsec: int) -> bool:
+        """Whether one was passed on later than a time of the monotonic clock."""
+        return self._came_nsec is not None and self._came_nsec >= nsec
+
+    def take_back(self) -> None:
+        """Have Ctrl-C interrupt pytest again; idempotent."""
+        if self._handles and signal.getsignal(signal.SIGINT) == self._comes:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Lent:

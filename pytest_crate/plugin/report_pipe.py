@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import struct
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
+from pytest_crate.kernel import monotonic
 from pytest_crate.plugin import transfer
 from pytest_crate.sandbox import wire
 
@@ -86,9 +89,12 @@ class ReportPipe:
         self._awaited = awaited
         self._getpid, self._fstat, self._read, self._write = os.getpid, os.fstat, os.read, os.write
         self._exit, self._encode = os._exit, wire.encode
+        self._signal, self._raise_signal = signal.signal, signal.raise_signal
         self._pid = os.getpid()
         self._identity = self._identify()
         self._heard: list[bytes] = []
+        self._on_interrupt: Any = signal.SIG_DFL
+        self._interrupted = False
 
     def _identify(self) -> tuple[int, int]:
         status = self._fstat(self._sending)
@@ -120,6 +126,26 @@ class ReportPipe:
         while word not in self._heard:
             self._heard.append(self._hear(1))
         self._heard.remove(word)
+
+    def grow_deaf(self) -> int:
+        """Hear no Ctrl-C any more, for the test is over; return since when, of the monotonic clock.
+
+        :raises KeyboardInterrupt: one that came just before.
+        """
+        since = monotonic.nanoseconds()
+        # Not a mask: the signal would go to a thread that the test has left.
+        self._on_interrupt = self._signal(signal.SIGINT, self._note_interrupt)
+        return since
+
+    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+
+    def hear_again(self) -> None:
+        """Hear Ctrl-C again, at the next test in the crate, and one that was that test's already."""
+        self._signal(signal.SIGINT, self._on_interrupt)
+        if self._interrupted:
+            self._interrupted = False
+            self._raise_signal(signal.SIGINT)
 
     def await_test(self) -> NextTest | None:
         """Wait for the next test in this crate; None if none follows."""

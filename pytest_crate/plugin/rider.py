@@ -156,6 +156,7 @@ class Rider:
         if config.pluginmanager.hasplugin("warnings"):
             self._warnings.start()
         self._quiet = False
+        self._pipe.hear_again()
         self.item.setup()
 
     def begins(self, phase: str) -> None:
@@ -228,10 +229,11 @@ class Rider:
         if self._body.sharing is None:
             self.ends()
         if not self._over:
+            deaf = self._pipe.grow_deaf()
             self._flush()
             brought = self._interplay.take(self.item, leaves=False)
             self._clock.done("finish")
-            self._pipe.send({"over": True, "brought": brought, **self._measured()})
+            self._pipe.send({"over": True, "deaf": deaf, "brought": brought, **self._measured()})
             self._over = self._quiet = True
 
     def _flush(self) -> None:
@@ -254,13 +256,18 @@ class Rider:
                 # Out of the protocol before its teardown: what pytest does at the session's end.
                 with contextlib.suppress(BaseException):
                     private.tear_down_all(self.item)
+            try:
+                deaf = self._pipe.grow_deaf()
+            except KeyboardInterrupt as interrupt:
+                deaf, error = 0, error or interrupt
+            if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
                 self._pipe.send({"stop": _stop_message(error), "warnings": self._warnings.take()})
             elif error is not None:
                 self._pipe.send({"error": f"{type(error).__name__}: {error}"})
             flush(self.item.config)
             brought = self._interplay.take(self.item, leaves=True)
             self._clock.done("finish")
-            self._pipe.send({"leaves": True, "brought": brought, **self._measured()})
+            self._pipe.send({"leaves": True, "deaf": deaf, "brought": brought, **self._measured()})
             self._pipe.leave(0)
         finally:
             self._pipe.leave(70)  # EX_SOFTWARE; not back into pytest, whatever happens

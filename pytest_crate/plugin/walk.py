@@ -329,7 +329,23 @@ class Walk:
         if not self._body.alive:
             return  # the crate is gone, and with it all that there was to tear down
         self._await("teardown")
-        # The child leaves by itself after its last report; then nothing else in the crate matters.
+        try:
+            self._part()
+        except CrateFailed:
+            if self._body.interrupted:
+                self._body.raise_interrupt()
+            raise
+        if self._body.stop is not None:
+            try:
+                self._stop(self._body.stop)
+            except (LookupError, TypeError, ValueError) as error:
+                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+        if self._body.unheard:
+            self._body.raise_interrupt()
+
+    def _part(self) -> None:
+        """Let the child leave, as it does by itself after its last report, or wait for another test."""
+        # Nothing else in the crate matters any more.
         try:
             self._body.take_rest(waits=self._body.sharing is not None, reported=True)
             if self._body.over:
@@ -439,13 +455,16 @@ class Walk:
             try:
                 data = self._next_report(phase)
             except KeyboardInterrupt:
-                if not self._body.alive:  # raised in the child, which is gone
+                # Raised in the child, which is gone; or the second one. Else by a handler of somebody else's.
+                if not self._body.alive or self._body.interrupted:
                     raise
                 self._body.interrupt()
                 data = self._next_report(phase)
         except BaseException as error:
             self._collapsed.add(phase)
             self._end()
+            if isinstance(error, CrateFailed) and self._body.interrupted:
+                self._body.raise_interrupt()
             if isinstance(error, SandboxError):
                 raise CrateFailed(f"crate: {error}") from None
             if threads.hold_locks(self._threads) and not isinstance(
@@ -557,7 +576,7 @@ class Walk:
             self._held = False
             self._body.let_go_on(NEXT_PHASE)
 
-    def _stop(self, stop: dict[str, Any]) -> NoReturn:
+    def _stop(self, stop: Mapping[str, Any]) -> NoReturn:
         interrupted = stop["kind"] == "interrupt"
         path, line = (str(stop["path"]), int(stop["line"])) if interrupted else ("", 0)
         reason, code = ("", None) if interrupted else (str(stop["reason"]), stop["returncode"])

@@ -13,7 +13,6 @@ import selectors
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,7 @@ from typing import IO, Any, Self
 import psutil
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, monotonic
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.environment import program_environment
@@ -203,13 +202,13 @@ class CratePopen:
         """
         end = _deadline(timeout)
         while self.returncode is None:
-            left = None if end is None else min(max(0.0, end - time.monotonic()), _LONGEST_WAIT_SEC)
+            left = None if end is None else min(max(0.0, end - monotonic.seconds()), _LONGEST_WAIT_SEC)
             with selectors.DefaultSelector() as selector:
                 selector.register(self._status, selectors.EVENT_READ)
                 ready = selector.select(left)
             if ready:
                 self._note_exit()
-            elif end is not None and time.monotonic() >= end:
+            elif end is not None and monotonic.seconds() >= end:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
         return self.returncode
 
@@ -267,7 +266,7 @@ class CratePopen:
                 ended = self.returncode is not None
                 if ended and rest <= 0:
                     return
-                left = 0.0 if ended else None if end is None else end - time.monotonic()
+                left = 0.0 if ended else None if end is None else end - monotonic.seconds()
                 if left is not None and left < 0:
                     raise TimeoutError
                 ready = selector.select(None if left is None else min(left, _LONGEST_WAIT_SEC))
@@ -345,14 +344,14 @@ class CratePopen:
 
 
 def _deadline(timeout: float | None) -> float | None:
-    """Return the time of :func:`time.monotonic` that is so many seconds ahead; None for no end."""
+    """Return the time of :func:`monotonic.seconds` that is so many seconds ahead; None for no end."""
     if timeout is None:
         return None
     if not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if math.isnan(timeout):
         raise ValueError("timeout must be a number of seconds or None, not NaN")
-    return time.monotonic() + timeout
+    return monotonic.seconds() + timeout
 
 
 def _most_bytes(max_output: str | int | None) -> int | None:

@@ -13,12 +13,11 @@ import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, host, libc, namespaces, seccomp
+from pytest_crate.kernel import capabilities, cgroup, host, libc, monotonic, namespaces, seccomp
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED, LIMIT_FIELDS
@@ -564,7 +563,7 @@ class Sandbox:
         self.entry = entry
         self.steps = steps
         """What the steps of its making took, by process, in microseconds."""
-        self.started = time.monotonic_ns()
+        self.started = monotonic.nanoseconds()
 
     def fork(self, refuse: Callable[[SandboxError], NoReturn], clock: Clock = OFF) -> int:
         """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
@@ -576,7 +575,7 @@ class Sandbox:
         :param clock: the child's.
         :raises SandboxError: a step is refused, in the parent.
         """
-        self.started = time.monotonic_ns()
+        self.started = monotonic.nanoseconds()
         try:
             with libc.os_step("fork into the crate", "fork"):
                 pid = namespaces.fork_inside(self.entry.namespaces)
@@ -627,7 +626,7 @@ class Sandbox:
     def watch(self) -> Watched:
         """Return what has happened so far at the crate's limits."""
         events = self._group.events()
-        late = self._deadline is not None and time.monotonic() >= self._deadline
+        late = self._deadline is not None and monotonic.seconds() >= self._deadline
         timed_out = late and bool(self._ask("late")["timed_out"])
         return Watched(oom_kills=events.oom_kills, pids_max=events.pids_max, timed_out=timed_out)
 
@@ -691,7 +690,7 @@ class Sandbox:
 
     def _timed(self, usage: Usage) -> Usage:
         """Return a usage with what is known here: the time, and the levels that were noted."""
-        wall_usec = (time.monotonic_ns() - self.started) // 1_000
+        wall_usec = (monotonic.nanoseconds() - self.started) // 1_000
         if self._levels is None:
             return dataclasses.replace(usage, wall_usec=wall_usec)
         return dataclasses.replace(

@@ -12,11 +12,12 @@ from tests.features.on_terminal import Session, session
 Start = Callable[..., Session]
 
 
-@pytest.fixture
-def start(pytester: pytest.Pytester) -> Iterator[Start]:
-    """Start pytest on a terminal, with every test in a crate."""
+@pytest.fixture(params=["function", "module"])
+def start(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start pytest on a terminal, with every test in a crate: one each, or one for all."""
+    crates = ("--crate-all", f"--crate-scope={request.param}")
     with ExitStack() as stack:
-        yield lambda *args, **how: stack.enter_context(session(pytester.path, "--crate-all", *args, **how))
+        yield lambda *args, **how: stack.enter_context(session(pytester.path, *crates, *args, **how))
 
 
 @pytest.mark.parametrize("statement", ["breakpoint()", "pytest.set_trace()", "import pdb; pdb.set_trace()"])

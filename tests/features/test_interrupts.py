@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import psutil
 import pytest
 
-from tests.features.on_terminal import Session, session
+from tests.features.on_terminal import PATIENCE_SEC, Session, session
 
 Start = Callable[..., Session]
 
@@ -52,6 +53,41 @@ def test_one_interrupt(pytester: pytest.Pytester, start: Start, key: bool) -> No
     assert "test_one_interrupt.py::test_before" in rest.partition(" crates ")[2]
     assert len(processes) > 1
     assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+def test_an_interrupt_with_workers(pytester: pytest.Pytester, start: Start) -> None:
+    """Ctrl-C ends the run and each worker's crate, after the tear-down of its test."""
+    (pytester.path / "down").mkdir()
+    pytester.makepyfile(
+        """
+        import os, pathlib, time, pytest
+        DOWN = pathlib.Path("down")
+        @pytest.fixture
+        def narrow():
+            (DOWN / f"up {os.environ['PYTEST_XDIST_WORKER']}").touch()
+            yield
+            (DOWN / f"down {os.environ['PYTEST_XDIST_WORKER']}").touch()
+        @pytest.mark.parametrize("number", range(4))
+        def test_hangs(narrow, number): time.sleep(100)
+        """
+    )
+    run = start("-n2", "-v", "--crate-mount=down:rw")
+    _wait_for(lambda: {path.name for path in (pytester.path / "down").iterdir()} == {"up gw0", "up gw1"})
+    processes = psutil.Process(run.process.pid).children(recursive=True)
+    run.type("\x03")
+    status, rest = run.ends()
+    assert status == pytest.ExitCode.INTERRUPTED, rest
+    assert rest.count("!! KeyboardInterrupt !!") == 1
+    assert len(processes) > 4
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert {"down gw0", "down gw1"} < {path.name for path in (pytester.path / "down").iterdir()}
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SEC
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_second_interrupt(pytester: pytest.Pytester, start: Start) -> None:

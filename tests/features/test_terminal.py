@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.inner import BothWays, RunInner
@@ -43,6 +45,7 @@ def test_error(broken): pass
         "--tb=no -o console_output_style=count -o verbosity_test_cases=2 --no-fold-skipped -rs",
         "--assert=plain -o verbosity_assertions=2 -o console_output_style=classic",
         "--runxfail -l --show-capture=all -v",
+        "--tb=native -rA",
         "--xfail-tb -rP -o verbosity_assertions=2 --maxfail=3",
     ],
 )
@@ -52,16 +55,18 @@ def test_options(pytester: pytest.Pytester, both_ways: BothWays, options: str) -
     both_ways(*options.split())
 
 
-@pytest.mark.parametrize("option", ["--tb=native", "--full-trace"])
-def test_every_frame(pytester: pytest.Pytester, run_inner: RunInner, option: str) -> None:
-    """Where every frame is shown, those of the plugin's own hooks are among pytest's; the test's are the same."""
+def test_every_frame(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Where pytest's own frames are shown they are the same; the plugin is only among the arguments of some."""
     pytester.makepyfile(TESTS)
     plain, crated = (
-        run_inner(option, *args, way=way).of("test_fails")["longrepr"]
-        for way, args in (("plain", ()), ("crated", ("--crate-all",)))
+        run_inner("--full-trace", *args, way=way) for way, args in (("plain", ()), ("crated", ("--crate-all",)))
     )
-    start = "in test_fails" if option == "--tb=native" else ">   def test_fails(inner)"
-    assert crated[crated.index(start) :] == plain[plain.index(start) :]
+    for name, when in (("test_fails", "call"), ("test_error", "setup"), ("test_chain", "call")):
+        frames = [
+            re.findall(r"^\S+\.py:\d+: .*$", run.of(name, when)["longrepr"], re.MULTILINE) for run in (plain, crated)
+        ]
+        assert frames[0] == frames[1]
+        assert len(frames[0]) > 5
 
 
 def test_collect_only_and_exit_codes(pytester: pytest.Pytester, run_inner: RunInner) -> None:

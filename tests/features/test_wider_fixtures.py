@@ -103,8 +103,9 @@ def test_five(inner): assert inner == 4
     assert lines[:4] == ["outer up 1", "inner up 1", "inner down 1", "outer down 1"]
 
 
-def test_asked_for_in_a_body(trail: pytest.Pytester, run_inner: RunInner) -> None:
-    """A wider fixture that a body gets with getfixturevalue lives in its crate: set up there and torn down there."""
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_asked_for_in_a_body(trail: pytest.Pytester, run_inner: RunInner, scope: str) -> None:
+    """A wider fixture that a body gets with getfixturevalue is set up in its crate, and torn down at the test's end."""
     trail.makepyfile(
         TRAIL
         + """
@@ -121,7 +122,7 @@ def test_has(module_wide): assert module_wide == []; note("used")
 def test_asks_for_one_that_is_there(request): assert request.getfixturevalue("session_wide") == []
 """
     )
-    assert run_inner("--crate-all").outcomes() == {"passed": 4}
+    assert run_inner("--crate-all", f"--crate-scope={scope}").outcomes() == {"passed": 4}
     host = socket.gethostname()
     once = ["session up crate", "module up"]
     assert _lines(trail) == [
@@ -131,7 +132,8 @@ def test_asks_for_one_that_is_there(request): assert request.getfixturevalue("se
     ]  # fmt: skip
 
 
-def test_teardown_in_the_crate_that_fails(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_teardown_in_the_crate_that_fails(pytester: pytest.Pytester, run_inner: RunInner, scope: str) -> None:
     """Where such a fixture fails in its tear-down, the test that asked for it has the error."""
     pytester.makepyfile(
         """
@@ -142,6 +144,6 @@ def test_teardown_in_the_crate_that_fails(pytester: pytest.Pytester, run_inner: 
         def test_other(): pass
         """
     )
-    run = run_inner("--crate-all")
+    run = run_inner("--crate-all", f"--crate-scope={scope}")
     assert run.outcomes() == {"passed": 2, "errors": 1}
     assert "OSError: wide won't go" in run.of("test_asks", "teardown")["longrepr"]

@@ -194,6 +194,31 @@ def test_stopped_process(pytester: pytest.Pytester, run_inner: RunInner) -> None
     assert any("in test_ignores" in text for _, text in run.of("test_ignores")["sections"])
 
 
+def test_a_timeout_while_time_is_frozen(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A crate's time goes on where a wider fixture freezes it for its tests, by replacing the functions of ``time``."""
+    pytester.makepyfile(
+        """
+        import time, pytest
+        @pytest.fixture(scope="module", autouse=True)
+        def frozen():
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("time", "monotonic", "perf_counter"):
+                    now = getattr(time, name)()
+                    patch.setattr(time, name, lambda now=now: now)
+                    patch.setattr(time, name + "_ns", lambda now=now: int(now * 1e9))
+                yield
+        @pytest.mark.crate(timeout=1)
+        def test_hangs():
+            before = time.monotonic()
+            while time.monotonic() == before: pass
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"failed": 1}
+    assert "timeout of 1 s exceeded" in run.of("test_hangs")["longrepr"]
+    run.result.stdout.re_match_lines([r"wall +[1-9][0-9.]* s of 1 s"])
+
+
 def test_a_suite_that_ends_all_child_processes(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """A wider fixture that terminates every child of pytest's, and waits for it, neither hangs nor harms a test."""
     pytester.makepyfile(
@@ -274,6 +299,24 @@ def test_a_message_that_is_no_report_fails_its_test_alone(
     assert run.of("test_forges")["outcome"] == "failed"
     assert "wrote to its report's descriptor" in run.of("test_forges")["longrepr"]
     assert run.of("test_next")["outcome"] == "passed"
+
+
+@pytest.mark.parametrize("stop", [7, {"kind": "interrupt"}, {"kind": "exit", "reason": "", "returncode": "x"}])
+def test_an_end_of_the_run_that_is_none(pytester: pytest.Pytester, run_inner: RunInner, stop: object) -> None:
+    """What a test says of the run's end after its last report is taken apart with the same care."""
+    pytester.makepyfile(
+        f"""
+        from pytest_crate.plugin.report_pipe import ReportPipe
+        leave = ReportPipe.leave
+        def forge(pipe, status): pipe.send({{"stop": {stop!r}}}); leave(pipe, status)
+        def test_forges(): ReportPipe.leave = forge
+        def test_next(): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert "INTERNALERROR" not in run.text
+    assert "wrote to its report's descriptor" in run.of("test_forges", "teardown")["longrepr"]
+    assert run.outcomes() == {"passed": 2, "errors": 1}
 
 
 def test_crash_under_a_debugger(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -47,7 +47,8 @@ def interrupt(tmp_path: Path) -> Interrupt:
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={base}", *args]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
-            _wait_for(base / "started", process)
+            if times:
+                _wait_for(base / "started", process)
             for _ in range(times):
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.3)  # a signal that comes while the one before it is pending is lost (signal(7))
@@ -123,6 +124,92 @@ def test_a_body_that_catches_it(interrupt: Interrupt, args: tuple[str, ...]) -> 
     )
     assert (code, down) == (0, {"function-down", "session-down"})
     assert "2 passed" in out
+
+
+# While pytest is in a hook, the test is in its body already; unless pytest has threads, as rerunfailures starts one.
+IN_A_HOOK = """
+import os, signal, time, pytest
+def pytest_runtest_logreport(report):
+    if report.when == "setup" and "test_waits" in report.nodeid:
+        while not os.path.exists("BASE/started"): time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("--crate-scope=module",)], ids=["crated", "shared"])
+def test_while_pytest_is_in_a_hook(interrupt: Interrupt, tmp_path: Path, args: tuple[str, ...]) -> None:
+    """It is the test's all the same, and the line named is the test's."""
+    conftest = IN_A_HOOK.replace("BASE", f"{tmp_path}/base")
+    code, out, down = interrupt("--crate-all", "-p", "no:rerunfailures", *args, times=0, conftest=conftest)
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert f"test_it.py:{LINE}: KeyboardInterrupt" in out
+    assert down == {"function-down", "session-down"}
+
+
+def test_caught_while_pytest_is_in_a_hook(interrupt: Interrupt, tmp_path: Path) -> None:
+    """A test that handles it goes on, and so does the run."""
+    code, out, down = interrupt(
+        *("--crate-all", "-p", "no:rerunfailures"),
+        times=0,
+        conftest=IN_A_HOOK.replace("BASE", f"{tmp_path}/base"),
+        statement="""with pytest.raises(KeyboardInterrupt):
+        (tmp_path_factory.getbasetemp() / "started").touch()
+        time.sleep(60)
+    return""",
+    )
+    assert (code, down) == (0, {"function-down", "session-down"}), out
+    assert "2 passed" in out
+
+
+@pytest.mark.parametrize("args", [(), ("--crate-scope=module",)], ids=["crated", "shared"])
+@pytest.mark.parametrize("when", ["takes its last words", "has its last words"])
+def test_when_the_test_has_ended(interrupt: Interrupt, when: str, args: tuple[str, ...]) -> None:
+    """It ends the run, although the test in the crate hears nothing any more."""
+    after = when == "has its last words"
+    code, out, down = interrupt(
+        *("--crate-all", *args),
+        times=0,
+        conftest=f"""
+import os, signal
+from pytest_crate.plugin.body import Body
+take_rest = Body.take_rest
+def interrupted(body, **kwargs):
+    if "test_before" not in body.item.nodeid:
+        return take_rest(body, **kwargs)
+    if {after}: take_rest(body, **kwargs)
+    else:
+        import select; select.poll().poll(500)  # the child has said them
+    os.kill(os.getpid(), signal.SIGINT)
+    if not {after}: take_rest(body, **kwargs)
+Body.take_rest = interrupted
+""",
+    )
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert down == {"session-down"}
+    assert "1 passed" in out
+    assert "test_waits" not in out
+
+
+def test_when_a_test_is_about_to_begin(interrupt: Interrupt) -> None:
+    """One that comes before the next test in a shared crate has begun is that test's."""
+    code, out, down = interrupt(
+        *("--crate-all", "--crate-scope=module"),
+        times=0,
+        statement="return",
+        conftest="""
+import os, signal
+from pytest_crate.plugin.body import Body
+tell = Body.tell
+def interrupted(body, word):
+    if "test_waits" in body.item.nodeid and len(word) > 1:  # which test is next
+        os.kill(os.getpid(), signal.SIGINT)
+    tell(body, word)
+Body.tell = interrupted
+""",
+    )
+    assert code == pytest.ExitCode.INTERRUPTED, out
+    assert "1 passed" in out
+    assert down == {"session-down"}
 
 
 @pytest.mark.parametrize("when", ["setup", "call"])

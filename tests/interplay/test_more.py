@@ -33,8 +33,9 @@ def test_mock(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert run.outcomes() == {"passed": 5, "failed": 2}
 
 
-def test_randomly(pytester: pytest.Pytester, both_ways: BothWays) -> None:
-    """pytest-randomly: the same order, the same random numbers in bodies, fixtures and wider fixtures."""
+@pytest.mark.parametrize("scope", ["function", "class", "module"])
+def test_randomly(pytester: pytest.Pytester, both_ways: BothWays, scope: str) -> None:
+    """pytest-randomly: the same order, the same random numbers in bodies and fixtures, crates shared or not."""
     pytester.makepyfile(
         """
         import random, pytest
@@ -49,7 +50,7 @@ def test_randomly(pytester: pytest.Pytester, both_ways: BothWays) -> None:
             def test_two(self): print(random.getrandbits(32))
         """
     )
-    run = both_ways("-rP", "--randomly-seed=77", plugins=["randomly"])
+    run = both_ways("-rP", "--randomly-seed=77", f"--crate-scope={scope}", plugins=["randomly"])
     assert run.outcomes() == {"passed": 8}
     numbers = [int(name[-2]) for name in _names(run) if name.endswith("]")]
     assert numbers != sorted(numbers)

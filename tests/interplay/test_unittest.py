@@ -107,6 +107,10 @@ def test_failed_subtests_of_a_case(pytester: pytest.Pytester, run_inner: RunInne
     assert without_varying(str(facts[0])) == without_varying(str(facts[1]))
     assert plain.outcomes() == crated.outcomes()
     assert sum(report["outcome"] == "failed" for report in crated.reports) == (2 if SUBTESTS else 1)
+    letters = ["Captured stdout call", "uu"]
+    said = [[section for report in run.reports for section in report["sections"]] for run in (plain, crated)]
+    assert said == [[letters] * 2 if SUBTESTS else [], []]
+    assert ("test_failed_subtests_of_a_case.py uu." in crated.text) == SUBTESTS
 
 
 def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:

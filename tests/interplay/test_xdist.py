@@ -71,6 +71,30 @@ def test_worker_dies(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     assert "the test's process was killed by SIGKILL" in crated.of("test_kills_itself")["longrepr"]
 
 
+def test_worker_dies_outside_of_a_crate(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A wider fixture kills the worker: the test is failed and another worker goes on, as without crates."""
+    pytester.makepyfile(
+        """
+        import os, pytest, signal
+        @pytest.fixture(scope="module")
+        def kills(): os.kill(os.getpid(), signal.SIGKILL)
+        @pytest.mark.parametrize("number", range(4))
+        def test_before(number): pass
+        def test_needs(kills): pass
+        @pytest.mark.parametrize("number", range(4))
+        def test_after(number): pass
+        """
+    )
+    plain = run_inner("-n2", plugins=["xdist"])
+    crated = run_inner("--crate-all", "-n2", plugins=["xdist"], way="crated")
+    assert plain.outcomes() == crated.outcomes() == {"passed": 8, "failed": 1}
+    for run in (plain, crated):
+        assert "crashed while running" in run.text
+        assert run.ret == pytest.ExitCode.TESTS_FAILED
+    ends = [report for report in crated.reports if report["when"] == "teardown"]
+    assert [report["crates"] for report in ends] == [["body"]] * 8
+
+
 def test_maxfail(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """--maxfail ends the run; no test that was begun is left without its reports."""
     pytester.makepyfile(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from typing import Any, Self
 
 import pytest
 
+from pytest_crate.kernel import monotonic
 from pytest_crate.plugin.interplay.adapter import Adapter
 
 
@@ -41,7 +41,7 @@ class _Timer(Adapter):
         """Note until when; in the mirror no timer is set, for the child sets it, too."""
         if isinstance(settings.timeout, _Rest):
             return None
-        self._set = (time.monotonic() + settings.timeout, settings)
+        self._set = (monotonic.seconds() + settings.timeout, settings)
         return True if self._mirroring else None
 
     @pytest.hookimpl(tryfirst=True)
@@ -74,7 +74,7 @@ class _Timer(Adapter):
         if self._set is None:
             return
         end, settings = self._set
-        rest = max(end - time.monotonic(), least)
+        rest = max(end - monotonic.seconds(), least)
         if rest > 0:  # else it was over in the crate
             settings = settings._replace(timeout=_Rest(rest, settings.timeout))
             item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
