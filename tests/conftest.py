@@ -102,6 +102,10 @@ class HostTable:
                 "mmdebstrap, mkfs.ext4, ssh or qemu-system-x86_64 is not installed",
                 lambda: all(map(shutil.which, GUEST_PROGRAMS)),
             ),
+            "id ranges": (
+                "newuidmap, newgidmap (Debian's uidmap) or useradd is not installed",
+                lambda: all(map(shutil.which, ("newuidmap", "newgidmap", "useradd", "usermod"))),
+            ),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }
         self._known: dict[str, bool] = {}

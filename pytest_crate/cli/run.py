@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
     spec = spec_of(arguments, reference)
     host_view.verify(spec, origin="the command line")
     with contextlib.ExitStack() as stack:
-        engine = Engine(cgroup_parent=arguments.cgroup_parent)
+        engine = Engine(cgroup_parent=arguments.cgroup_parent, id_map=arguments.id_map)
         stack.callback(engine.close)
         rootless = engine.enforcement.rootless
         if reference is None or path is None:

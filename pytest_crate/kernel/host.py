@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Literal, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, identity, libc, network, seccomp
+from pytest_crate.kernel import capabilities, id_range, identity, libc, mapped_process, network, seccomp
 from pytest_crate.kernel.cgroup import CgroupOffer, explain_refusal
 from pytest_crate.kernel.cgroupfs import LIMIT_KEYS, read_text
 
@@ -508,8 +508,32 @@ def probe_host(cgroups: CgroupOffer, *, circumstances: Circumstances | None = No
         privileged=host.privileged,
         cgroup_version=cgroups.version,
         cgroup_how=cgroups.how,
-        rows=(user_namespaces, *(_finding_row(feature, findings, host) for feature in chain), *_cgroup_rows(cgroups)),
+        rows=(
+            user_namespaces,
+            *(_finding_row(feature, findings, host) for feature in chain),
+            _id_range_row(host, user_namespaces),
+            *_cgroup_rows(cgroups),
+        ),
     )
+
+
+def _id_range_row(host: Circumstances, user_namespaces: Row) -> Row:
+    """Say whether an image's crate can have other users than our own, which crate_id_map = range asks for."""
+    row = Row(feature=id_range.FEATURE, status="degraded", detail="", affects=("image", "user"))
+    if host.privileged:
+        return dataclasses.replace(row, status="ok", detail="not needed: root has the ids of this user namespace")
+    if user_namespaces.status == "missing":
+        return dataclasses.replace(row, detail="not tried: a step before it failed")
+    try:
+        ids = id_range.find_id_range()
+        mapped_process.run_as_root(ids, lambda _: None)
+    except HostError as error:
+        only = "an image's crate has one user, its root, who is you"
+        return dataclasses.replace(row, detail=f"{error.message}; {only}", remedy=error.hint)
+    except SandboxError as error:
+        return dataclasses.replace(row, detail=str(error))
+    count = sum(count for _, count in ids.uids)
+    return dataclasses.replace(row, status="ok", detail=f"newuidmap, {count} ids, for crate_id_map = range")
 
 
 def _finding_row(feature: _Feature, findings: Mapping[str, Mapping[str, object]], host: Circumstances) -> Row:

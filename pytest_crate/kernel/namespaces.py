@@ -115,7 +115,7 @@ def fork_inside(handles: NamespaceHandles) -> int:
     try:
         libc.setns("fork into the crate", handles.pid, libc.CLONE_NEWPID, "pid")
         try:
-            pid = _fork()
+            pid = fork()
         finally:
             if pid != 0:
                 _return_to(own, pid)
@@ -138,7 +138,8 @@ def _return_to(own: int, pid: int) -> None:
         raise
 
 
-def _fork() -> int:
+def fork() -> int:
+    """Fork as os.fork() does, without its warning of other threads; return 0 in the child."""
     # From Python 3.12 on, os.fork() warns of other threads. What they may have locked concerns the
     # body, whose timeout names them; the warning would only hit whoever turns warnings into errors.
     with warnings.catch_warnings():
@@ -152,7 +153,7 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     reading, writing = os.pipe()
     try:
-        first = _fork()
+        first = fork()
     except OSError:
         os.close(reading)
         os.close(writing)

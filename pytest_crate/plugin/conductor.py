@@ -123,6 +123,7 @@ class Conductor:
         finally:
             # Before those who measure a run as a whole look at it: -x leaves a crate behind that waits.
             self._retire()
+            self.crates.give_back()
 
     def pytest_unconfigure(self) -> None:
         if os.getpid() == self.config.stash[OWNER]:

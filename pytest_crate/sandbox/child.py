@@ -30,7 +30,7 @@ class Entry:
     :ivar last_capability: the highest number that the running kernel knows.
     :ivar seccomp: the filter program; empty for none.
     :ivar user_namespace: descriptor of a user namespace in which the payload's root is nobody outside; None for none.
-    :ivar rootless: the crate has a user namespace of one user, in which setgroups(2) is denied.
+    :ivar one_user: the crate has a user namespace of one user, in which setgroups(2) is denied.
     """
 
     enter_files: tuple[str, ...]
@@ -39,7 +39,7 @@ class Entry:
     last_capability: int
     seccomp: bytes
     user_namespace: int | None
-    rootless: bool
+    one_user: bool
 
 
 def hide() -> None:
@@ -82,7 +82,7 @@ def confine(entry: Entry, who: identity.Identity | None, clock: steps.Clock = st
     capabilities.limit_bounding_set(entry.keep, entry.last_capability)
     clock.done("drop the bounding set")
     if who is not None:
-        identity.become(who, keep_groups=entry.rootless)
+        identity.become(who, keep_groups=entry.one_user)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
     capabilities.no_new_privs()
     clock.done("drop capabilities")

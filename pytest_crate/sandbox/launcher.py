@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
+from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, network
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, steps, wire
 from pytest_crate.spec import CrateSpec
@@ -145,12 +145,17 @@ class Launcher:
     """Answers the requests of one pytest process."""
 
     def __init__(
-        self, channel: socket.socket, parent: cgroup.CgroupParent, pytest_pidfd: int, *, rootless: bool
+        self, channel: socket.socket, parent: cgroup.CgroupParent, pytest_pidfd: int, *, rootless: bool, ranged: bool
     ) -> None:
+        """
+        :param ranged: an image's user namespace has a range of ids, where we have not the rights of root.
+        """
         self.channel = channel
         self.pytest_pidfd = pytest_pidfd
         self.parent = parent
         self.rootless = rootless
+        self.ranged = rootless and ranged
+        self.ids: id_range.IdRange | None = None
         self.own_pidfd = os.pidfd_open(os.getpid())
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
@@ -349,9 +354,20 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(design, inits, kinds, launcher=self.own_pidfd, rootless=self.rootless)
+                _become_init(
+                    design,
+                    inits,
+                    kinds,
+                    launcher=self.own_pidfd,
+                    rootless=self.rootless,
+                    one_user=self.rootless and not self._has_range(design),
+                )
         undo.callback(_end, pid)
-        if self.rootless:
+        if self._has_range(design):
+            if self.ids is None:
+                self.ids = id_range.find_id_range()
+            self.ids.map_into(pid)
+        elif self.rootless:
             uid, gid = os.geteuid(), os.getegid()
             inside = (0, 0) if design.as_root else (uid, gid)
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
@@ -359,6 +375,10 @@ class Launcher:
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
+
+    def _has_range(self, design: Design) -> bool:
+        """Tell whether a crate's user namespace knows more than one user: on the host's root all files are others'."""
+        return self.ranged and design.as_root
 
     def _give_up(self, number: int) -> None:
         with self._finished(number):
@@ -393,7 +413,7 @@ class Launcher:
                 seccomp=design.seccomp,
                 # A capability that is asked for by name is wanted over the crate itself.
                 user_namespace=None if design.cap_add else self.user_namespace,
-                rootless=self.rootless,
+                one_user=self.rootless and not self._has_range(design),
             )
             undo.pop_all()
         building.clock.done("open its namespaces")
@@ -663,7 +683,13 @@ def _end(pid: int) -> int:
 
 
 def _become_init(
-    design: Design, channel: socket.socket, kinds: frozenset[str], *, launcher: int, rootless: bool
+    design: Design,
+    channel: socket.socket,
+    kinds: frozenset[str],
+    *,
+    launcher: int,
+    rootless: bool,
+    one_user: bool,
 ) -> None:
     """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
 
@@ -697,7 +723,7 @@ def _become_init(
                     # A payload's root has no power over the network: ports below 1024 are open to all in it.
                     network.allow_low_ports()
             clock.done("set up the network")
-            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
+            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless, one_user=one_user)
             clock.done("mount the root")
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
@@ -759,8 +785,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
     """Find out what there is to make crates of, and tell pytest; None if there is nothing to be a launcher with."""
     with contextlib.ExitStack() as undo:
         try:
-            mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
-            rootless = not capabilities.read_capabilities().effective & mounting
+            rootless = not capabilities.can_mount()
             parent = cgroup.find_parent(
                 run_name=cgroup.run_name(),
                 configured=configuration["cgroup_parent"],
@@ -768,7 +793,9 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
             )
             undo.callback(parent.remove)
             offer = cgroup.CgroupOffer.of(parent)
-            launcher = Launcher(channel, parent, pytest_pidfd, rootless=rootless)
+            launcher = Launcher(
+                channel, parent, pytest_pidfd, rootless=rootless, ranged=configuration["id_map"] == "range"
+            )
         except HostError as error:
             wire.send(channel, {"error": str(error)})
             return None

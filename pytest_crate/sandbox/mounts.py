@@ -41,8 +41,9 @@ _KEPT_FLAGS = {
 class Workshop:
     """Where operations are performed: the base tmpfs, the root in the making and what is held aside."""
 
-    def __init__(self, *, rootless: bool) -> None:
+    def __init__(self, *, rootless: bool, one_user: bool) -> None:
         self.rootless = rootless
+        self.one_user = one_user
         self.captured: dict[str, int] = {}
         self._private_count = 0
         self._stack = ExitStack()
@@ -237,7 +238,7 @@ class Overlay(Operation):
             os.mkdir(upper)
             os.mkdir(work)
         # The overlay's own root shows the upper directory's owner and mode.
-        if not shop.rootless:
+        if not shop.one_user:
             os.chown(upper, status.st_uid, status.st_gid)
         os.chmod(upper, stat.S_IMODE(status.st_mode))
         # In a user namespace overlayfs keeps its marks in user.* attributes (kernel 5.11). With
@@ -640,12 +641,16 @@ def from_json(data: Iterable[Mapping[str, Any]]) -> list[Operation]:
     return operations
 
 
-def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool) -> None:
+def build_root(
+    operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool, one_user: bool = False
+) -> None:
     """Build a root in the calling process's own, new mount namespace and make it `/`.
 
     Afterwards the host's tree isn't reachable: the old root is detached, not just covered.
 
     :param size_bytes: size of the private layer; None is the kernel's default, half of the memory.
+    :param rootless: in a user namespace.
+    :param one_user: that knows one user only, to whom nobody else's file can be given.
     :raises SandboxError: the kernel refuses a step.
     """
     step = "prepare the private layer"
@@ -661,7 +666,7 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
     libc.pivot_root(step, base, base + HOST)
     os.chdir("/")
     os.umask(0o022)
-    shop = Workshop(rootless=rootless)
+    shop = Workshop(rootless=rootless, one_user=one_user)
     try:
         with _named_when_full(size_bytes):
             for operation in operations:

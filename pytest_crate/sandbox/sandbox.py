@@ -63,12 +63,15 @@ class Engine:
     Requests may come from several threads; each is answered before the next is sent.
     """
 
-    def __init__(self, *, cgroup_parent: str | None = None, steps: bool = False) -> None:
+    def __init__(self, *, cgroup_parent: str | None = None, id_map: str = "single", steps: bool = False) -> None:
         """
+        :param id_map: which ids the user namespace of an image's crate has where we have not the rights of root:
+            ``single``, our own as root's, or ``range``, those that subuid(5) gives us, too.
         :param steps: have the launcher tell what the steps of making a crate took.
         """
         self._steps = steps
         self._cgroup_parent = cgroup_parent
+        self._id_map = id_map
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         self._pid = 0
@@ -100,7 +103,7 @@ class Engine:
             return self._channel
         with libc.os_step("start the launcher", "socketpair"):
             ours, theirs = socket.socketpair()
-        configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent}
+        configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent, "id_map": self._id_map}
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
         # posix_spawn doesn't copy pytest's page tables: its cost doesn't grow with pytest's memory.
@@ -360,9 +363,14 @@ class Engine:
                 last_capability=self._last_capability(),
                 seccomp=design.seccomp,
                 user_namespace=user_namespace,
-                rootless=self._enforcement is not None and self._enforcement.rootless,
+                one_user=self._has_one_user(spec),
             ),
         )
+
+    def _has_one_user(self, spec: CrateSpec) -> bool:
+        """Tell whether a crate's user namespace knows our own ids only."""
+        rootless = self._enforcement is not None and self._enforcement.rootless
+        return rootless and not (self._id_map == "range" and spec.image is not None)
 
     def _last_capability(self) -> int:
         if self._highest is None:
