@@ -25,6 +25,7 @@ class Entry:
     """What a payload needs to enter a crate, prepared before the fork.
 
     :ivar enter_files: files of the cgroup; writing ``0`` to each joins it (cgroups(7)).
+    :ivar cgroup: its directory, where a process can be born in it; None where not.
     :ivar namespaces: the crate's namespaces.
     :ivar keep: numbers of the capabilities that the crate's root keeps.
     :ivar last_capability: the highest number that the running kernel knows.
@@ -34,6 +35,7 @@ class Entry:
     """
 
     enter_files: tuple[str, ...]
+    cgroup: str | None
     namespaces: namespaces.NamespaceHandles
     keep: frozenset[int]
     last_capability: int
@@ -51,12 +53,13 @@ def hide() -> None:
     libc.prctl("hide from the crate's processes", libc.PR_SET_DUMPABLE, 0)
 
 
-def enter(entry: Entry, clock: steps.Clock = steps.OFF) -> None:
+def enter(entry: Entry, clock: steps.Clock = steps.OFF, *, joined: bool) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 
+    :param joined: it was born in the crate's cgroup.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
-    for path in entry.enter_files:
+    for path in () if joined else entry.enter_files:
         libc.write_file("join the crate's cgroup", path, "0")
     clock.done("join the cgroup")
     entry.namespaces.enter(skip=frozenset({"user"}))

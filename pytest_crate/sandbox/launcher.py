@@ -407,6 +407,7 @@ class Launcher:
             design = building.design
             entry = child.Entry(
                 enter_files=building.cgroup.enter_files,
+                cgroup=building.cgroup.directory,
                 namespaces=handles,
                 keep=design.keep,
                 last_capability=self.last_capability,
@@ -454,9 +455,9 @@ class Launcher:
         with contextlib.ExitStack() as ours:
             ours.callback(os.close, reading)
             try:
-                pid = self._fork_inside(crate, step)
+                pid, joined = self._fork_inside(crate, step)
                 if pid == 0:
-                    _become_program(program, crate.entry, descriptors[:3], writing)
+                    _become_program(program, crate.entry, descriptors[:3], writing, joined=joined)
             finally:
                 os.close(writing)
             try:
@@ -474,11 +475,11 @@ class Launcher:
         self._reply({"pid": pid})
 
     @staticmethod
-    def _fork_inside(crate: Crate, step: str) -> int:
-        """Fork a child into a crate's PID namespace; return 0 in the child."""
+    def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
+        """Fork a child into a crate's PID namespace, as :func:`namespaces.fork_inside` does."""
         try:
             with libc.os_step(f"{step}: fork into the crate", "fork"):
-                return namespaces.fork_inside(crate.handles)
+                return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
         except SandboxError as error:
             # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
             if error.errno == errno.ENOMEM and _has_ended(crate.init):
@@ -747,13 +748,15 @@ def _become_init(
         os._exit(70)
 
 
-def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int) -> None:
+def _become_program(
+    program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int, *, joined: bool
+) -> None:
     """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
     try:
         signal.set_wakeup_fd(-1)
         try:
             child.hide()
-            child.enter(entry)
+            child.enter(entry, joined=joined)
             with libc.os_step("begin a session", "setsid"):
                 os.setsid()
             for number, descriptor in enumerate(stdio):

@@ -358,6 +358,7 @@ class Engine:
             steps=answer.get("steps", {}),
             entry=child.Entry(
                 enter_files=group.enter_files,
+                cgroup=group.directory,
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
                 keep=design.keep,
                 last_capability=self._last_capability(),
@@ -584,7 +585,7 @@ class Sandbox:
         self.started = time.monotonic_ns()
         try:
             with libc.os_step("fork into the crate", "fork"):
-                pid = namespaces.fork_inside(self.entry.namespaces)
+                pid, joined = namespaces.fork_inside(self.entry.namespaces, self.entry.cgroup)
         except SandboxError as error:
             # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
             if error.errno == errno.ENOMEM:
@@ -595,7 +596,7 @@ class Sandbox:
         if pid == 0:
             clock.done("be born")
             try:
-                child.enter(self.entry, clock)
+                child.enter(self.entry, clock, joined=joined)
             except SandboxError as error:
                 refuse(error)
         return pid
