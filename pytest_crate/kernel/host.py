@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from typing import Literal, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, id_range, identity, libc, mapped_process, network, seccomp
+from pytest_crate.kernel import capabilities, id_range, identity, libc, mapped_process, network, overlay, seccomp
 from pytest_crate.kernel.cgroup import CgroupOffer, explain_refusal
 from pytest_crate.kernel.cgroupfs import LIMIT_KEYS, read_text
 
@@ -33,7 +34,8 @@ class Row:
     """One line of the doctor's findings.
 
     :ivar feature: what is needed, such as ``"overlay"`` or ``"memory limit"``.
-    :ivar status: ``degraded`` means that crates work as specified, by a slower or less deep way.
+    :ivar status: ``degraded`` means that crates are as isolated and limited as specified, by a slower or less deep way, or
+        can do less in them.
     :ivar detail: what was found, in words.
     :ivar affects: the marker keys that need it; empty means every crate.
     :ivar remedy: a command or setting that mends it; empty if there is none, or no need.
@@ -168,12 +170,13 @@ class _Feature:
 _USER_NAMESPACES = _Feature(name="user namespaces")
 _NAMESPACES = _Feature(name="namespaces")
 _MOUNTS = _Feature(name="private mounts")
-_OVERLAY = _Feature(name="overlay")
+_OVERLAY = _Feature(name="overlay", without="degraded")
 _PROC = _Feature(name="fresh proc")
 _SYS = _Feature(name="fresh sys")
 _HOST_NAME = _Feature(name="host name")
 _PIVOT_ROOT = _Feature(name="pivot_root")
 _SECCOMP = _Feature(name="seccomp", affects=("seccomp",))
+_WITHOUT_OVERLAY = "images are copied, and the host's root is read-only but for private directories"
 _OPENAT2 = _Feature(name="openat2", affects=("image", "mounts"))
 _CLONE3 = _Feature(name="clone3", without="degraded")
 _NEED_NO_NAMESPACE = (_SECCOMP, _OPENAT2, _CLONE3)
@@ -270,6 +273,8 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
 def _row(feature: _Feature, error: SandboxError, host: Circumstances) -> Row:
     reason, remedy = _remedy(feature, error.errno, host)
     detail = f"{error}; {reason}" if reason else str(error)
+    if feature is _OVERLAY:
+        detail = f"{detail}; without it {_WITHOUT_OVERLAY}"
     return Row(feature=feature.name, status=feature.without, detail=detail, affects=feature.affects, remedy=remedy)
 
 
@@ -431,9 +436,13 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
         libc.mount("mount a tmpfs", "tmpfs", "/tmp", kind="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV)
         for name in ("upper", "work", "merged", "proc", "sys"):
             os.mkdir(f"/tmp/{name}", 0o700)
-    lower = "/" if privileged else _directory_without_mounts(read_text("/proc/self/mountinfo") or "")
+    lower = "/" if privileged else overlay.directory_without_mounts(read_text("/proc/self/mountinfo") or "")
     options = f"lowerdir={lower},upperdir=/tmp/upper,workdir=/tmp/work{'' if privileged else ',userxattr'}"
-    with findings.probe(_OVERLAY, f"lowerdir={lower}, upper on a tmpfs{'' if privileged else ', userxattr'}"):
+    # What follows does not need it.
+    with (
+        contextlib.suppress(SandboxError),
+        findings.probe(_OVERLAY, f"lowerdir={lower}, upper on a tmpfs{'' if privileged else ', userxattr'}"),
+    ):
         libc.mount("mount an overlay", "overlay", "/tmp/merged", kind="overlay", data=options)
     with findings.probe(_PROC, "mounted in a new pid namespace"):
         flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
@@ -444,15 +453,6 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
         os.chdir("/tmp")
         libc.pivot_root("change the root", ".", ".")
         libc.umount("detach the old root", ".", libc.MNT_DETACH)
-
-
-def _directory_without_mounts(mountinfo: str) -> str:
-    """Return a top-level directory that an overlay can lie over in a user namespace: one without mounts below."""
-    points = [line.split(" ")[4] for line in mountinfo.splitlines()]
-    for directory in ("/usr", "/etc", "/var", "/opt", "/home"):
-        if os.path.isdir(directory) and not any(f"{point}/".startswith(f"{directory}/") for point in points):
-            return directory
-    return "/usr"
 
 
 def _probe_seccomp(findings: _Findings) -> None:

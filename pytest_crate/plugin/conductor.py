@@ -111,7 +111,7 @@ class Conductor:
             cgroup_parent=enforcement.cgroups.how,
             rootless=enforcement.rootless,
             user_namespace=enforcement.user_namespace,
-            rootfs="overlay",
+            rootfs="overlay" if enforcement.overlay else "NO overlay (images copied, the host's root read-only)",
             not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.cgroups.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]
         )
@@ -534,6 +534,7 @@ def host_facts(crates: Crates) -> dict[str, object]:
         "cgroup_parent": enforcement.cgroups.how,
         "rootless": enforcement.rootless,
         "user_namespace": enforcement.user_namespace,
+        "overlay": enforcement.overlay,
         "limits": sorted(enforcement.cgroups.limits),
     }
 

@@ -149,6 +149,7 @@ class Crates:
             # Read each time: a wider fixture may have mounted something.
             mounts=host_view.read_mounts(),
             rootless=self._engine.enforcement.rootless,
+            overlay=self._engine.enforcement.overlay,
             homes=self._home_directories(),
             project=self._project(),
             kept=kept,

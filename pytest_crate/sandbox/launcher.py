@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, network
+from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, network, overlay
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, steps, wire
 from pytest_crate.spec import CrateSpec
@@ -815,6 +815,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
                 "cgroups": offer.to_json(),
                 "rootless": rootless,
                 "user_namespace": rootless or launcher.user_namespace is not None,
+                "overlay": not overlay.is_refused(rootless=rootless),
             },
         )
         undo.pop_all()

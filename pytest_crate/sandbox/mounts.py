@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
+from pytest_crate.sandbox.copying import copy_tree
 from pytest_crate.spec import format_size
 
 # While the root is being built, `/` is a private tmpfs, the *base*, with these directories. It
@@ -257,6 +258,32 @@ class Overlay(Operation):
                 if error.errno not in (errno.EINVAL, errno.EACCES, errno.ELOOP, errno.ESTALE) or not self.or_read_only:
                     raise
         Bind(target=self.target, source=self.lower, recursive=True).perform(shop)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Operation):
+    """An image's directory as a copy in the private layer, where the kernel can do no overlay."""
+
+    kind: ClassVar[str] = "copy"
+    source: str
+    target: str = "/"
+
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def perform(self, shop: Workshop) -> None:
+        step = f"copy {self.source} to {self.target}"
+        layer = shop.new_private(0o700)
+        with libc.os_step(step, "open", self.source):
+            source = os.open(shop.source(self.source), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            copy = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with libc.os_step(step, "copy"):
+                copy_tree(source, copy, owners=not shop.one_user)
+        finally:
+            os.close(source)
+            os.close(copy)
+        shop.bind(step, layer, ROOT)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -618,7 +645,7 @@ def _nothing(descriptor: int) -> io.BytesIO:
 
 _KINDS: Mapping[str, type[Operation]] = {
     operation.kind: operation
-    for operation in (Overlay, EmptyRoot, Symlink, Bind, Capture, Reveal, Private, Devices, Proc, Sys, Names)
+    for operation in (Overlay, Copy, EmptyRoot, Symlink, Bind, Capture, Reveal, Private, Devices, Proc, Sys, Names)
 }
 
 

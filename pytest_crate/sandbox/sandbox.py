@@ -42,11 +42,13 @@ class Enforcement:
     :ivar cgroups: what their control groups can enforce.
     :ivar rootless: crates are made in a user namespace, without the rights of root.
     :ivar user_namespace: payloads run in a user namespace, so that their root is nobody outside.
+    :ivar overlay: roots are copy-on-write; else images are copied, and the host's root is read-only.
     """
 
     cgroups: cgroup.CgroupOffer
     rootless: bool
     user_namespace: bool
+    overlay: bool
 
 
 class Unsupported(HostError):
@@ -135,6 +137,7 @@ class Engine:
             cgroups=cgroup.CgroupOffer.from_json(answer["cgroups"]),
             rootless=answer["rootless"],
             user_namespace=answer["user_namespace"],
+            overlay=answer["overlay"],
         )
         return ours
 
