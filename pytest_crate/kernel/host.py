@@ -34,8 +34,8 @@ class Row:
     """One line of the doctor's findings.
 
     :ivar feature: what is needed, such as ``"overlay"`` or ``"memory limit"``.
-    :ivar status: ``degraded`` means that crates are as isolated and limited as specified, by a slower or less deep way, or
-        can do less in them.
+    :ivar status: ``degraded`` means that crates are as isolated and limited as specified, by a slower or less deep way,
+        or can do less in them.
     :ivar detail: what was found, in words.
     :ivar affects: the marker keys that need it; empty means every crate.
     :ivar remedy: a command or setting that mends it; empty if there is none, or no need.
