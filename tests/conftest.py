@@ -92,6 +92,7 @@ class HostTable:
             "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
             "zstd program": ("zstd(1) is not installed", lambda: shutil.which("zstd") is not None),
             "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
+            "runc": ("runc(8) is not installed", lambda: shutil.which("runc") is not None),
             "capsh": ("capsh(1), of Debian's libcap2-bin, is not installed", lambda: shutil.which("capsh") is not None),
             "strace": ("strace(1) is not installed", lambda: shutil.which("strace") is not None),
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),

@@ -96,6 +96,7 @@ class Circumstances:
     :ivar apparmor_restrict_userns: ``kernel.apparmor_restrict_unprivileged_userns``.
     :ivar userns_clone: ``kernel.unprivileged_userns_clone``, a sysctl of Debian's and Arch's kernels.
     :ivar max_user_namespaces: ``user.max_user_namespaces``.
+    :ivar may_map_root: we aren't root, or CAP_SETFCAP is effective: a user namespace may have our user 0 (kernel 5.12).
     """
 
     privileged: bool
@@ -105,6 +106,7 @@ class Circumstances:
     apparmor_restrict_userns: int | None = None
     userns_clone: int | None = None
     max_user_namespaces: int | None = None
+    may_map_root: bool = True
 
 
 def read_circumstances(
@@ -115,9 +117,13 @@ def read_circumstances(
     :param root: where to look for the files that container engines leave in a container.
     """
     status = read_text(f"{proc_root}/self/status") or ""
-    mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
+    effective = capabilities.parse_capabilities(status).effective
+    mounting, mapping = (
+        capabilities.capability_mask(capabilities.capability_numbers([name])) for name in ("sys_admin", "setfcap")
+    )
     return Circumstances(
-        privileged=bool(capabilities.parse_capabilities(status).effective & mounting),
+        privileged=bool(effective & mounting),
+        may_map_root=bool(effective & mapping) or os.geteuid() != 0,
         seccomp="\nSeccomp:\t2\n" in status,
         apparmor=_apparmor_profile(f"{proc_root}/self/attr/current"),
         container=_container(root, environ),
@@ -271,7 +277,11 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
 
 
 def _row(feature: _Feature, error: SandboxError, host: Circumstances) -> Row:
-    reason, remedy = _remedy(feature, error.errno, host)
+    if error.path.endswith("/uid_map") and error.errno == errno.EPERM and not host.may_map_root:
+        reason = "for root it takes CAP_SETFCAP (kernel 5.12), which a container may lack"
+        remedy = "Docker, Podman: --cap-add SETFCAP; or in it run pytest as another user than root"
+    else:
+        reason, remedy = _remedy(feature, error.errno, host)
     detail = f"{error}; {reason}" if reason else str(error)
     if feature is _OVERLAY:
         detail = f"{detail}; without it {_WITHOUT_OVERLAY}"

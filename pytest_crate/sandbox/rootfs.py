@@ -290,7 +290,10 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     # What a temporary directory holds of this run is shown from an overlay of its own.
     kept, _ = _kept(view)
     for path in outermost(path for path in (*view.project, *kept) if _any_holds(temporary, path)):
-        yield from _copy_on_write(path, if_present=True)
+        if any(is_below(point, path) for point in points):
+            yield from _split(path, points, ())
+        else:
+            yield from _copy_on_write(path, if_present=True)
 
 
 def _split(directory: str, points: Sequence[str], skip: Sequence[str]) -> Iterator[Operation]:
