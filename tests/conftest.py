@@ -92,6 +92,7 @@ class HostTable:
             "mmdebstrap": ("mmdebstrap is not installed", lambda: shutil.which("mmdebstrap") is not None),
             "zstd program": ("zstd(1) is not installed", lambda: shutil.which("zstd") is not None),
             "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
+            "runc": ("runc(8) is not installed", lambda: shutil.which("runc") is not None),
             "capsh": ("capsh(1), of Debian's libcap2-bin, is not installed", lambda: shutil.which("capsh") is not None),
             "strace": ("strace(1) is not installed", lambda: shutil.which("strace") is not None),
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
@@ -101,6 +102,10 @@ class HostTable:
             "guests": (
                 "mmdebstrap, mkfs.ext4, ssh or qemu-system-x86_64 is not installed",
                 lambda: all(map(shutil.which, GUEST_PROGRAMS)),
+            ),
+            "id ranges": (
+                "newuidmap, newgidmap (Debian's uidmap) or useradd is not installed",
+                lambda: all(map(shutil.which, ("newuidmap", "newgidmap", "useradd", "usermod"))),
             ),
             "xdist": ("pytest-xdist is not installed", lambda: _importable("xdist")),
         }

@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from pytest_crate.errors import CrateError, ImageError, SpecError, one_of
-from pytest_crate.images import ImageStore, default_store_root, read_image_names, resolve_reference
+from pytest_crate.images import ImageStore, default_store_root, read_image_names, resolve_reference, store_at
+from pytest_crate.kernel import capabilities
 from pytest_crate.spec import CrateSpec, Layer, build_spec
 
 HOST = "host"
@@ -61,6 +62,13 @@ def add_store_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where extracted images are."""
     parser.add_argument(
         "--store", metavar="DIR", help="directory of extracted images (default: $XDG_CACHE_HOME/pytest-crate)"
+    )
+    parser.add_argument(
+        "--id-map",
+        choices=("single", "range"),
+        default="single",
+        help="an image's ids where you are not root: its root is you, and there is nobody else (the default); or those "
+        "of /etc/subuid and /etc/subgid as well, by newuidmap",
     )
 
 
@@ -143,6 +151,8 @@ def open_store(arguments: argparse.Namespace) -> ImageStore:
     """Return the store of images that a command line means.
 
     :raises ImageError: there is no home directory to keep one in.
+    :raises HostError: the range of ids that is asked for is not to be had.
     """
     root = os.path.expanduser(arguments.store) if arguments.store else default_store_root(os.environ)
-    return ImageStore(os.path.abspath(root))
+    ranged = arguments.id_map == "range" and not capabilities.can_mount()
+    return store_at(os.path.abspath(root), ranged=ranged)

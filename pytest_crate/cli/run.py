@@ -101,16 +101,16 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
     spec = spec_of(arguments, reference)
     host_view.verify(spec, origin="the command line")
     with contextlib.ExitStack() as stack:
-        engine = Engine(cgroup_parent=arguments.cgroup_parent)
+        engine = Engine(cgroup_parent=arguments.cgroup_parent, id_map=arguments.id_map)
         stack.callback(engine.close)
-        rootless = engine.enforcement.rootless
+        rootless, overlay = engine.enforcement.rootless, engine.enforcement.overlay
         if reference is None or path is None:
             directory = None
-            view = host_view.program_view(os.getcwd(), rootless=rootless, environ=os.environ)
+            view = host_view.program_view(os.getcwd(), rootless=rootless, overlay=overlay, environ=os.environ)
         else:
             # An image is all that there is: the host's project and interpreter have no business there.
             directory = open_store(arguments).open(path, reference, progress=say_progress).rootfs
-            view = rootfs.HostView(mounts=(), rootless=rootless)
+            view = rootfs.HostView(mounts=(), rootless=rootless, overlay=overlay)
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=directory), timed=True)
         stack.callback(sandbox.release)
         crate = CrateSandbox(sandbox, spec, name="run")

@@ -16,7 +16,8 @@ class Ownership:
     """What an extraction does with owners; files extracted under one are wrong under another.
 
     :ivar keep: files get the owners that the archive states; else all belong to the user.
-    :ivar name: tells ownerships apart in a path: ``"root"``, ``"uid1000"``, ``"root-from-100000"``.
+    :ivar name: tells ownerships apart in a path: ``"root"``, ``"uid1000"``, ``"root-from-100000"``, and of a range
+        that is of several parts ``"root-from-1000-100000"``.
     """
 
     keep: bool
@@ -35,9 +36,14 @@ def current_ownership() -> Ownership:
     with open("/proc/self/uid_map", encoding="ascii") as uid_map:
         ranges = [tuple(map(int, line.split())) for line in uid_map]
     powers = all(capabilities >> bit & 1 for bit in (_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID))
-    for inner, outer, count in ranges:
-        if powers and inner == 0 and count >= _ROOTS_IDS:
-            return Ownership(keep=True, name=f"root-from-{outer}" if outer else "root")
+    known, parts = 0, []
+    # A rootless container's map has its user as root, and then the range (Podman: "0 1000 1" and "1 100000 65536").
+    for inner, outer, count in sorted(ranges):
+        if inner == known:
+            known += count
+            parts.append(outer)
+    if powers and known >= _ROOTS_IDS:
+        return Ownership(keep=True, name=f"root-from-{'-'.join(map(str, parts))}" if parts != [0] else "root")
     # As seen from outside, so that one user's store is one, be it used in a user namespace or not.
     user = os.geteuid()
     outside = next((outer + user - inner for inner, outer, count in ranges if inner <= user < inner + count), user)

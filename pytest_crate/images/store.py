@@ -16,7 +16,7 @@ import filelock
 
 from pytest_crate.errors import ImageError, SandboxError
 from pytest_crate.images.compression import LayerStream
-from pytest_crate.images.ownership import current_ownership
+from pytest_crate.images.ownership import Ownership, current_ownership
 from pytest_crate.images.rootfs import ExtractLimits, RootfsBuilder
 from pytest_crate.images.source import ArchiveFile, ImageSource
 from pytest_crate.images.tarstream import ArchiveError
@@ -98,12 +98,15 @@ class ImageStore:
 
     :param root: path of the store, which is created when the first image is extracted.
     :param limits: how large an image may be.
+    :param ownership: whose its files are; what this process can do if None.
     """
 
-    def __init__(self, root: str, *, limits: ExtractLimits = _DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, root: str, *, limits: ExtractLimits = _DEFAULT_LIMITS, ownership: Ownership | None = None
+    ) -> None:
         self._root = os.path.abspath(root)
         self._limits = limits
-        self._ownership = current_ownership()
+        self._ownership = ownership or current_ownership()
         self._directory = os.path.join(self._root, f"{_LAYOUT}-{self._ownership.name}")
 
     def open(self, source: ImageSource | str, reference: str, progress: Progress | None = None) -> Image:
@@ -116,10 +119,9 @@ class ImageStore:
             written. Nothing half-written is left.
         """
         with _reading(reference):
-            if isinstance(source, str):
-                if os.path.isdir(source):
-                    return _directory_image(source, reference)
-                source = ArchiveFile(path=source)
+            if isinstance(source, str) and os.path.isdir(source):
+                return _directory_image(source, reference)
+            source = source_of(source)
             identity = source.identity()
         with self._writing(reference):
             image = self._find(identity, reference)
@@ -132,6 +134,18 @@ class ImageStore:
                 # Another process may have extracted it while this one waited.
                 image = self._find(identity, reference)
                 return image or self._extract(source, identity, reference, progress)
+
+    def find(self, source: ImageSource | str, reference: str) -> Image | None:
+        """Return an image's root filesystem if it is there already; None if it is to be extracted.
+
+        :raises ImageError: as :meth:`open`.
+        """
+        with _reading(reference):
+            if isinstance(source, str) and os.path.isdir(source):
+                return _directory_image(source, reference)
+            identity = source_of(source).identity()
+        with self._writing(reference):
+            return self._find(identity, reference)
 
     def images(self) -> tuple[StoredImage, ...]:
         """Return the images in the store, by digest.
@@ -359,6 +373,11 @@ class ImageStore:
                 reference,
                 f"cannot {what} the store {self._root}: {_described(error)}; {_ANOTHER_PLACE}",
             ) from error
+
+
+def source_of(source: ImageSource | str) -> ImageSource:
+    """Return a source of layers as it is, and of an archive's path the archive."""
+    return ArchiveFile(path=source) if isinstance(source, str) else source
 
 
 def _directory_image(path: str, reference: str) -> Image:

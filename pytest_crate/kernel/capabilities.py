@@ -169,3 +169,11 @@ def read_capabilities(pid: int | str = "self") -> Capabilities:
     path = f"/proc/{pid}/status"
     with libc.os_step("read the capabilities", "open", path), open(path, encoding="utf-8", errors="replace") as file:
         return parse_capabilities(file.read())
+
+
+def can_mount() -> bool:
+    """Return whether this process has CAP_SYS_ADMIN: it needs no user namespace to make crates.
+
+    :raises SandboxError: its status can't be read.
+    """
+    return bool(read_capabilities().effective & capability_mask(capability_numbers(["sys_admin"])))

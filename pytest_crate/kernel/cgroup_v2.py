@@ -47,7 +47,7 @@ class CgroupV2:
     """One crate's control group.
 
     :ivar directory: its absolute path, to be opened for CLONE_INTO_CGROUP.
-    :ivar enter_files: a process that writes ``0`` there has entered (12 ms; CLONE_INTO_CGROUP takes 0.5).
+    :ivar enter_files: a process that writes ``0`` there has entered (12 ms; to be born in it takes 0.5).
     """
 
     def __init__(self, directory: str, *, limits: frozenset[str]) -> None:

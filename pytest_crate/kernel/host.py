@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from typing import Literal, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, identity, libc, network, seccomp
+from pytest_crate.kernel import capabilities, id_range, identity, libc, mapped_process, network, overlay, seccomp
 from pytest_crate.kernel.cgroup import CgroupOffer, explain_refusal
 from pytest_crate.kernel.cgroupfs import LIMIT_KEYS, read_text
 
@@ -33,7 +34,8 @@ class Row:
     """One line of the doctor's findings.
 
     :ivar feature: what is needed, such as ``"overlay"`` or ``"memory limit"``.
-    :ivar status: ``degraded`` means that crates work as specified, by a slower or less deep way.
+    :ivar status: ``degraded`` means that crates are as isolated and limited as specified, by a slower or less deep way,
+        or can do less in them.
     :ivar detail: what was found, in words.
     :ivar affects: the marker keys that need it; empty means every crate.
     :ivar remedy: a command or setting that mends it; empty if there is none, or no need.
@@ -94,6 +96,7 @@ class Circumstances:
     :ivar apparmor_restrict_userns: ``kernel.apparmor_restrict_unprivileged_userns``.
     :ivar userns_clone: ``kernel.unprivileged_userns_clone``, a sysctl of Debian's and Arch's kernels.
     :ivar max_user_namespaces: ``user.max_user_namespaces``.
+    :ivar may_map_root: we aren't root, or CAP_SETFCAP is effective: a user namespace may have our user 0 (kernel 5.12).
     """
 
     privileged: bool
@@ -103,6 +106,7 @@ class Circumstances:
     apparmor_restrict_userns: int | None = None
     userns_clone: int | None = None
     max_user_namespaces: int | None = None
+    may_map_root: bool = True
 
 
 def read_circumstances(
@@ -113,9 +117,13 @@ def read_circumstances(
     :param root: where to look for the files that container engines leave in a container.
     """
     status = read_text(f"{proc_root}/self/status") or ""
-    mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
+    effective = capabilities.parse_capabilities(status).effective
+    mounting, mapping = (
+        capabilities.capability_mask(capabilities.capability_numbers([name])) for name in ("sys_admin", "setfcap")
+    )
     return Circumstances(
-        privileged=bool(capabilities.parse_capabilities(status).effective & mounting),
+        privileged=bool(effective & mounting),
+        may_map_root=bool(effective & mapping) or os.geteuid() != 0,
         seccomp="\nSeccomp:\t2\n" in status,
         apparmor=_apparmor_profile(f"{proc_root}/self/attr/current"),
         container=_container(root, environ),
@@ -168,12 +176,13 @@ class _Feature:
 _USER_NAMESPACES = _Feature(name="user namespaces")
 _NAMESPACES = _Feature(name="namespaces")
 _MOUNTS = _Feature(name="private mounts")
-_OVERLAY = _Feature(name="overlay")
+_OVERLAY = _Feature(name="overlay", without="degraded")
 _PROC = _Feature(name="fresh proc")
 _SYS = _Feature(name="fresh sys")
 _HOST_NAME = _Feature(name="host name")
 _PIVOT_ROOT = _Feature(name="pivot_root")
 _SECCOMP = _Feature(name="seccomp", affects=("seccomp",))
+_WITHOUT_OVERLAY = "images are copied, and the host's root is read-only but for private directories"
 _OPENAT2 = _Feature(name="openat2", affects=("image", "mounts"))
 _CLONE3 = _Feature(name="clone3", without="degraded")
 _NEED_NO_NAMESPACE = (_SECCOMP, _OPENAT2, _CLONE3)
@@ -268,8 +277,14 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
 
 
 def _row(feature: _Feature, error: SandboxError, host: Circumstances) -> Row:
-    reason, remedy = _remedy(feature, error.errno, host)
+    if error.path.endswith("/uid_map") and error.errno == errno.EPERM and not host.may_map_root:
+        reason = "for root it takes CAP_SETFCAP (kernel 5.12), which a container may lack"
+        remedy = "Docker, Podman: --cap-add SETFCAP; or in it run pytest as another user than root"
+    else:
+        reason, remedy = _remedy(feature, error.errno, host)
     detail = f"{error}; {reason}" if reason else str(error)
+    if feature is _OVERLAY:
+        detail = f"{detail}; without it {_WITHOUT_OVERLAY}"
     return Row(feature=feature.name, status=feature.without, detail=detail, affects=feature.affects, remedy=remedy)
 
 
@@ -431,9 +446,13 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
         libc.mount("mount a tmpfs", "tmpfs", "/tmp", kind="tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV)
         for name in ("upper", "work", "merged", "proc", "sys"):
             os.mkdir(f"/tmp/{name}", 0o700)
-    lower = "/" if privileged else _directory_without_mounts(read_text("/proc/self/mountinfo") or "")
+    lower = "/" if privileged else overlay.directory_without_mounts(read_text("/proc/self/mountinfo") or "")
     options = f"lowerdir={lower},upperdir=/tmp/upper,workdir=/tmp/work{'' if privileged else ',userxattr'}"
-    with findings.probe(_OVERLAY, f"lowerdir={lower}, upper on a tmpfs{'' if privileged else ', userxattr'}"):
+    # What follows does not need it.
+    with (
+        contextlib.suppress(SandboxError),
+        findings.probe(_OVERLAY, f"lowerdir={lower}, upper on a tmpfs{'' if privileged else ', userxattr'}"),
+    ):
         libc.mount("mount an overlay", "overlay", "/tmp/merged", kind="overlay", data=options)
     with findings.probe(_PROC, "mounted in a new pid namespace"):
         flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
@@ -444,15 +463,6 @@ def _probe_mounts(findings: _Findings, *, privileged: bool) -> None:
         os.chdir("/tmp")
         libc.pivot_root("change the root", ".", ".")
         libc.umount("detach the old root", ".", libc.MNT_DETACH)
-
-
-def _directory_without_mounts(mountinfo: str) -> str:
-    """Return a top-level directory that an overlay can lie over in a user namespace: one without mounts below."""
-    points = [line.split(" ")[4] for line in mountinfo.splitlines()]
-    for directory in ("/usr", "/etc", "/var", "/opt", "/home"):
-        if os.path.isdir(directory) and not any(f"{point}/".startswith(f"{directory}/") for point in points):
-            return directory
-    return "/usr"
 
 
 def _probe_seccomp(findings: _Findings) -> None:
@@ -508,8 +518,32 @@ def probe_host(cgroups: CgroupOffer, *, circumstances: Circumstances | None = No
         privileged=host.privileged,
         cgroup_version=cgroups.version,
         cgroup_how=cgroups.how,
-        rows=(user_namespaces, *(_finding_row(feature, findings, host) for feature in chain), *_cgroup_rows(cgroups)),
+        rows=(
+            user_namespaces,
+            *(_finding_row(feature, findings, host) for feature in chain),
+            _id_range_row(host, user_namespaces),
+            *_cgroup_rows(cgroups),
+        ),
     )
+
+
+def _id_range_row(host: Circumstances, user_namespaces: Row) -> Row:
+    """Say whether an image's crate can have other users than our own, which crate_id_map = range asks for."""
+    row = Row(feature=id_range.FEATURE, status="degraded", detail="", affects=("image", "user"))
+    if host.privileged:
+        return dataclasses.replace(row, status="ok", detail="not needed: root has the ids of this user namespace")
+    if user_namespaces.status == "missing":
+        return dataclasses.replace(row, detail="not tried: a step before it failed")
+    try:
+        ids = id_range.find_id_range()
+        mapped_process.run_as_root(ids, lambda _: None)
+    except HostError as error:
+        only = "an image's crate has one user, its root, who is you"
+        return dataclasses.replace(row, detail=f"{error.message}; {only}", remedy=error.hint)
+    except SandboxError as error:
+        return dataclasses.replace(row, detail=str(error))
+    count = sum(count for _, count in ids.uids)
+    return dataclasses.replace(row, status="ok", detail=f"newuidmap, {count} ids, for crate_id_map = range")
 
 
 def _finding_row(feature: _Feature, findings: Mapping[str, Mapping[str, object]], host: Circumstances) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ _ALL_IDS = f"0 0 {_MAX_ID + 1}\n"
 _STEP_MAPS = "map the ids of the user namespace"
 _STEP_FIND = "find the crate's user"
 _STEP_BECOME = "become the crate's user"
+_NOT_MAPPED = (
+    "its user namespace has no such id: an ordinary user's crate has that user's own only, or, of an image with "
+    "crate_id_map = range (--id-map range), those that subuid(5) gives"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +193,19 @@ def become(identity: Identity, *, keep_groups: bool = False) -> None:
     :param keep_groups: leave the supplementary groups as they are, for a user namespace that denies setgroups.
     :raises SandboxError: the kernel refuses, or did something else than it was asked for.
     """
-    if not keep_groups:
-        array = struct.pack(f"={len(identity.groups)}I", *identity.groups)
-        libc.syscall(_STEP_BECOME, "setgroups", len(identity.groups), array, path=str(identity.groups))
-    libc.syscall(_STEP_BECOME, "setresgid", *(identity.gid,) * 3, path=str(identity.gid))
-    libc.syscall(_STEP_BECOME, "setresuid", *(identity.uid,) * 3, path=str(identity.uid))
+    try:
+        if not keep_groups:
+            array = struct.pack(f"={len(identity.groups)}I", *identity.groups)
+            libc.syscall(_STEP_BECOME, "setgroups", len(identity.groups), array, path=str(identity.groups))
+        libc.syscall(_STEP_BECOME, "setresgid", *(identity.gid,) * 3, path=str(identity.gid))
+        libc.syscall(_STEP_BECOME, "setresuid", *(identity.uid,) * 3, path=str(identity.uid))
+    except SandboxError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # user_namespaces(7): what is not mapped can't be had.
+        raise SandboxError(
+            error.step, syscall=error.syscall, path=error.path, errno=error.errno, detail=_NOT_MAPPED
+        ) from None
     if (
         os.getresuid() != (identity.uid,) * 3
         or os.getresgid() != (identity.gid,) * 3

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import platform
 import signal
 import socket
 import warnings
@@ -31,6 +32,14 @@ _PYTHON = ctypes.PyDLL(None, use_errno=True)
 
 _FORK_INSIDE = "fork into the crate"
 
+_CLONE_FIELDS = "flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup"
+
+
+class _CloneArguments(ctypes.Structure):
+    """``struct clone_args`` of clone3(2), with the fields of kernel 5.7."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in _CLONE_FIELDS.split()]
+
 
 def fork_into(step: str, flags: int) -> int:
     """Fork, as os.fork() does, with clone(2) flags such as CLONE_NEWPID; return 0 in the child.
@@ -42,13 +51,14 @@ def fork_into(step: str, flags: int) -> int:
     number = libc.NUMBERS.get("clone")
     if number is None:
         raise SandboxError(step, syscall="clone", detail="its number is not known on this machine")
+    address = _thread_id_address()
+    if address is not None:
+        flags |= libc.CLONE_CHILD_SETTID | libc.CLONE_CHILD_CLEARTID
+    # Stack, parent_tid, and then (clone(2), "C library/kernel differences") on x86_64 child_tid and tls.
+    arguments = (None, None, address, None) if platform.machine() == "x86_64" else (None, None, None, address)
     _PYTHON.PyOS_BeforeFork()
     pid = int(
-        _PYTHON.syscall(
-            ctypes.c_long(number),
-            ctypes.c_ulong(flags | signal.SIGCHLD),
-            *(ctypes.c_void_p(0) for _ in range(4)),
-        )
+        _PYTHON.syscall(ctypes.c_long(number), ctypes.c_ulong(flags | signal.SIGCHLD), *map(ctypes.c_void_p, arguments))
     )
     if pid == 0:
         _PYTHON.PyOS_AfterFork_Child()
@@ -58,6 +68,59 @@ def fork_into(step: str, flags: int) -> int:
     if pid < 0:
         raise SandboxError(step, syscall="clone", path=hex(flags), errno=error)
     return pid
+
+
+def _fork_into_cgroup(directory: int, flags: int = 0) -> int | None:
+    """Fork a child that is born in a control group of version 2 (clone3(2), CLONE_INTO_CGROUP); 0 in the child.
+
+    Moving it afterwards would wait for a grace period of RCU, 12 ms. As for :func:`fork_into`, the caller must have a
+    single thread.
+
+    :param directory: descriptor of the control group's.
+    :returns: None where it is refused: the kernel is older than 5.7 (EINVAL, E2BIG), a filter allows no clone3
+        (ENOSYS, EPERM), or the control group can't be entered so. It is to be entered the other way, which tells why
+        not if that is refused as well.
+    """
+    address = _thread_id_address()
+    if address is None:
+        return None
+    arguments = _CloneArguments(
+        flags=flags | libc.CLONE_INTO_CGROUP | libc.CLONE_CHILD_SETTID | libc.CLONE_CHILD_CLEARTID,
+        child_tid=address,
+        # A sibling gets its parent's; to name one is an error (kernel/fork.c, clone3_args_valid).
+        exit_signal=0 if flags & libc.CLONE_PARENT else signal.SIGCHLD,
+        cgroup=directory,
+    )
+    number = ctypes.c_long(libc.NUMBERS["clone3"])
+    _PYTHON.PyOS_BeforeFork()
+    pid = int(_PYTHON.syscall(number, ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments))))
+    if pid == 0:
+        _PYTHON.PyOS_AfterFork_Child()
+        return 0
+    _PYTHON.PyOS_AfterFork_Parent()
+    return pid if pid > 0 else None
+
+
+def _thread_id_address() -> int | None:
+    """Return where the C library keeps the calling thread's id, which its own fork sets anew in the child.
+
+    Without that another thread's pthread_kill(3) would miss the child's first one. None where the kernel doesn't tell
+    (PR_GET_TID_ADDRESS, prctl(2): it is for checkpoints, and may be left out).
+    """
+    address = ctypes.c_uint64(0)
+    try:
+        libc.prctl("find the thread's id", libc.PR_GET_TID_ADDRESS, ctypes.addressof(address))
+    except SandboxError:
+        return None
+    return address.value or None
+
+
+def _is_single_threaded() -> bool:
+    """Tell whether this process has no other thread, be it of Python's or not (proc(5), /proc/pid/task)."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,30 +164,45 @@ class NamespaceHandles:
             os.close(descriptor)
 
 
-def fork_inside(handles: NamespaceHandles) -> int:
-    """Fork a child that is born in a crate's PID namespace; return 0 in the child, which has one thread.
+def fork_inside(handles: NamespaceHandles, cgroup: str | None = None) -> tuple[int, bool]:
+    """Fork a child that is born in a crate's PID namespace; it has one thread.
 
     The child is the caller's own child, to be waited for by it. Every other namespace is still
     the caller's, but for a user namespace, which the child has entered.
 
+    :param cgroup: the directory of a control group of version 2 for it to be born in, if that can be.
+    :returns: its pid, 0 in the child; and, in the child, whether it is in the control group.
     :raises SandboxError: the kernel refuses.
     """
+    if cgroup is None:
+        return _fork_inside(handles, None)
+    with libc.os_step(_FORK_INSIDE, "open", cgroup):
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _fork_inside(handles, directory)
+    finally:
+        os.close(directory)
+
+
+def _fork_inside(handles: NamespaceHandles, cgroup: int | None) -> tuple[int, bool]:
     if "user" in handles.others:
-        return _fork_inside_rootless(handles)
+        return _fork_inside_rootless(handles, cgroup)
     # setns(2) with CLONE_NEWPID acts on the calling thread's later children only, not on itself.
     with libc.os_step(_FORK_INSIDE, "open", "/proc/self/ns/pid"):
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    pid = -1
+    pid, born = -1, None
     try:
         libc.setns(_FORK_INSIDE, handles.pid, libc.CLONE_NEWPID, "pid")
         try:
-            pid = _fork()
+            if cgroup is not None and _is_single_threaded():
+                born = _fork_into_cgroup(cgroup)
+            pid = fork() if born is None else born
         finally:
             if pid != 0:
                 _return_to(own, pid)
     finally:
         os.close(own)
-    return pid
+    return pid, born is not None
 
 
 def _return_to(own: int, pid: int) -> None:
@@ -141,7 +219,8 @@ def _return_to(own: int, pid: int) -> None:
         raise
 
 
-def _fork() -> int:
+def fork() -> int:
+    """Fork as os.fork() does, without its warning of other threads; return 0 in the child."""
     # From Python 3.12 on, os.fork() warns of other threads. What they may have locked concerns the
     # body, whose timeout names them; the warning would only hit whoever turns warnings into errors.
     with warnings.catch_warnings():
@@ -149,18 +228,17 @@ def _fork() -> int:
         return os.fork()
 
 
-def _fork_inside_rootless(handles: NamespaceHandles) -> int:
+def _fork_inside_rootless(handles: NamespaceHandles, cgroup: int | None) -> tuple[int, bool]:
     # Without CAP_SYS_ADMIN in its own user namespace a process can't choose its children's PID
     # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
     # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     with libc.os_step(_FORK_INSIDE, "socketpair"):
         ours, firsts = socket.socketpair()
     with ours, firsts:
-        first = _fork()
+        first = fork()
         if first == 0:
             ours.close()
-            _bear_sibling(handles, firsts.fileno())
-            return 0
+            return 0, _bear_sibling(handles, cgroup, firsts.fileno())
         firsts.close()
         pid = None
         try:
@@ -177,7 +255,7 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
                 ours.close()  # the sibling, if there is one, goes no further
                 _wait_for_both(first)
     if pid is not None:
-        return pid
+        return pid, False
     name, _, number = answer.partition(" ")
     raise SandboxError(
         _FORK_INSIDE,
@@ -187,20 +265,24 @@ def _fork_inside_rootless(handles: NamespaceHandles) -> int:
     )
 
 
-def _bear_sibling(handles: NamespaceHandles, channel: int) -> None:
+def _bear_sibling(handles: NamespaceHandles, cgroup: int | None, channel: int) -> bool:
     """Live as the first child: fork a sibling into the crate, tell its pid or what stands in the way, and leave.
 
     Returns in the sibling, and not before its parent knows it: nobody else could wait for it, and while it is not
     reaped, the crate's init can't end (pid_namespaces(7)).
+
+    :returns: whether it was born in the control group.
     """
-    known = False
+    known, born = False, None
     try:
         try:
             with libc.os_step(_FORK_INSIDE, "setpgid"):
                 os.setpgid(0, 0)  # the sibling's group, too, by which its parent finds it
             libc.setns("enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user")
             libc.setns(_FORK_INSIDE, handles.pid, libc.CLONE_NEWPID, "pid")
-            pid = fork_into(_FORK_INSIDE, libc.CLONE_PARENT)
+            if cgroup is not None:
+                born = _fork_into_cgroup(cgroup, libc.CLONE_PARENT)
+            pid = fork_into(_FORK_INSIDE, libc.CLONE_PARENT) if born is None else born
             if pid == 0:
                 known = bool(os.read(channel, 1))
             else:
@@ -211,6 +293,7 @@ def _bear_sibling(handles: NamespaceHandles, channel: int) -> None:
     finally:
         if not known:
             os._exit(1)
+    return born is not None
 
 
 def _wait_for_both(first: int) -> None:

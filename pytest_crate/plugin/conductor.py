@@ -116,7 +116,7 @@ class Conductor:
             cgroup_parent=enforcement.cgroups.how,
             rootless=enforcement.rootless,
             user_namespace=enforcement.user_namespace,
-            rootfs="overlay",
+            rootfs="overlay" if enforcement.overlay else "NO overlay (images copied, the host's root read-only)",
             not_enforced=sorted({"memory", "cpus", "pids"} - enforcement.cgroups.limits),
             unsupported=self.crates.policy,  # type: ignore[arg-type]
         )
@@ -128,6 +128,7 @@ class Conductor:
         finally:
             # Before those who measure a run as a whole look at it: -x leaves a crate behind that waits.
             self._retire()
+            self.crates.give_back()
 
     def pytest_unconfigure(self) -> None:
         if os.getpid() == self.config.stash[OWNER]:
@@ -543,6 +544,7 @@ def host_facts(crates: Crates) -> dict[str, object]:
         "cgroup_parent": enforcement.cgroups.how,
         "rootless": enforcement.rootless,
         "user_namespace": enforcement.user_namespace,
+        "overlay": enforcement.overlay,
         "limits": sorted(enforcement.cgroups.limits),
     }
 

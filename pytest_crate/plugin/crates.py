@@ -35,7 +35,9 @@ class Crates:
         self.policy = options.unsupported_policy(config)
         self._entries = entries
         self._engine = Engine(
-            cgroup_parent=config.getini("crate_cgroup_parent") or None, steps=config.getoption("crate_debug")
+            cgroup_parent=config.getini("crate_cgroup_parent") or None,
+            id_map=config.getini("crate_id_map"),
+            steps=config.getoption("crate_debug"),
         )
         self._store: ImageStore | None = None
         self._opened: set[str] = set()
@@ -147,6 +149,7 @@ class Crates:
             # Read each time: a wider fixture may have mounted something.
             mounts=host_view.read_mounts(),
             rootless=self._engine.enforcement.rootless,
+            overlay=self._engine.enforcement.overlay,
             homes=self._home_directories(),
             project=self._project(),
             kept=kept,
@@ -179,11 +182,13 @@ class Crates:
         return self._interpreter[1]
 
     def _open_image(self, reference: str) -> str:
-        from pytest_crate.images import ImageStore, default_store_root
+        from pytest_crate.images import default_store_root, store_at
 
         if self._store is None:
             root = self.config.getini("crate_image_store") or default_store_root(os.environ)
-            self._store = ImageStore(os.path.join(str(self.config.rootpath), os.path.expanduser(root)))
+            path = os.path.join(str(self.config.rootpath), os.path.expanduser(root))
+            ranged = self.config.getini("crate_id_map") == "range" and self.enforcement.rootless
+            self._store = store_at(path, ranged=ranged)
         opened = self._store.open(self.find_image(reference), reference, progress=self._progress)
         self._opened.add(reference)
         return opened.rootfs
@@ -208,6 +213,14 @@ class Crates:
     def fixture_ready(self) -> None:
         """Note that it has been set up."""
         self._entries.keep()
+
+    def give_back(self) -> None:
+        """Make pytest's own again what other users of an image's crates have left in its directories."""
+        from pytest_crate.images import RangedImageStore
+        from pytest_crate.kernel.mapped_process import give_back
+
+        if isinstance(self._store, RangedImageStore):
+            give_back(self._store.ids, self._writable())
 
     def close(self) -> None:
         """End the engine, and every crate with it."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("fail", "skip", "run")
 FORK_CHECKS = ("off", "warn", "error")
+ID_MAPS = ("single", "range")
 
 # Marker key → what the option's value is called in --help. Every one has an ini twin.
 _DEFAULTS = {
@@ -51,6 +52,12 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("crate_unsupported", f"a crate that the host can't enforce: {', '.join(POLICIES)}", default="fail")
     parser.addini("crate_fork_check", f"threads alive where a crate is forked: {', '.join(FORK_CHECKS)}", default="off")
     parser.addini("crate_cgroup_parent", "cgroup below which crates' cgroups are made")
+    parser.addini(
+        "crate_id_map",
+        "ids in an ordinary user's crates of images: single (their root is you, and there is nobody else) or range "
+        "(those of /etc/subuid and /etc/subgid as well, by newuidmap)",
+        default="single",
+    )
     parser.addini("crate_image_store", "directory of extracted images (default: $XDG_CACHE_HOME/pytest-crate)")
     group.addoption(
         "--crate-require", action="store_true", help="crate_unsupported = skip or run counts as fail; for CI"
@@ -89,6 +96,9 @@ def check(config: pytest.Config) -> None:
     fork_check = config.getini("crate_fork_check")
     if fork_check not in FORK_CHECKS:
         raise pytest.UsageError(f"ini crate_fork_check={fork_check!r}: expected one of {', '.join(FORK_CHECKS)}")
+    id_map = config.getini("crate_id_map")
+    if id_map not in ID_MAPS:
+        raise pytest.UsageError(f"ini crate_id_map={id_map!r}: expected one of {', '.join(ID_MAPS)}")
     path = config.getoption("crate_report")
     if path is not None and (not path or os.path.isdir(path)):
         raise pytest.UsageError(f"--crate-report={path}: expected the name of a file to write")

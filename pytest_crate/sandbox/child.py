@@ -26,21 +26,23 @@ class Entry:
     """What a payload needs to enter a crate, prepared before the fork.
 
     :ivar enter_files: files of the cgroup; writing ``0`` to each joins it (cgroups(7)).
+    :ivar cgroup: its directory, where a process can be born in it; None where not.
     :ivar namespaces: the crate's namespaces.
     :ivar keep: numbers of the capabilities that the crate's root keeps.
     :ivar last_capability: the highest number that the running kernel knows.
     :ivar seccomp: the filter program; empty for none.
     :ivar user_namespace: descriptor of a user namespace in which the payload's root is nobody outside; None for none.
-    :ivar rootless: the crate has a user namespace of one user, in which setgroups(2) is denied.
+    :ivar one_user: the crate has a user namespace of one user, in which setgroups(2) is denied.
     """
 
     enter_files: tuple[str, ...]
+    cgroup: str | None
     namespaces: namespaces.NamespaceHandles
     keep: frozenset[int]
     last_capability: int
     seccomp: bytes
     user_namespace: int | None
-    rootless: bool
+    one_user: bool
 
 
 def hide() -> None:
@@ -52,12 +54,13 @@ def hide() -> None:
     libc.prctl("hide from the crate's processes", libc.PR_SET_DUMPABLE, 0)
 
 
-def enter(entry: Entry, clock: steps.Clock = steps.OFF) -> None:
+def enter(entry: Entry, clock: steps.Clock = steps.OFF, *, joined: bool) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 
+    :param joined: it was born in the crate's cgroup.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
-    for path in entry.enter_files:
+    for path in () if joined else entry.enter_files:
         libc.write_file("join the crate's cgroup", path, "0")
     clock.done("join the cgroup")
     entry.namespaces.enter(skip=frozenset({"user"}))
@@ -83,7 +86,7 @@ def confine(entry: Entry, who: identity.Identity | None, clock: steps.Clock = st
     capabilities.limit_bounding_set(entry.keep, entry.last_capability)
     clock.done("drop the bounding set")
     if who is not None:
-        identity.become(who, keep_groups=entry.rootless)
+        identity.become(who, keep_groups=entry.one_user)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
     capabilities.no_new_privs()
     clock.done("drop capabilities")

@@ -60,7 +60,9 @@ def _try_a_crate(engine: Engine) -> tuple[Row, ...]:
     began = time.monotonic()
     try:
         spec = _spec(enforcement.cgroups.limits)
-        view = host_view.program_view("/", rootless=enforcement.rootless, environ=os.environ)
+        view = host_view.program_view(
+            "/", rootless=enforcement.rootless, overlay=enforcement.overlay, environ=os.environ
+        )
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=None), timed=True)
         crate = CrateSandbox(sandbox, spec, name="doctor")
         done = crate.run([sys.executable, "-I", "-S", "-c", _SCRIPT], cwd="/")

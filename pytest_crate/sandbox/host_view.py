@@ -107,7 +107,7 @@ def project_paths(project: str, *others: str, environ: Mapping[str, str]) -> tup
     return visible_paths((*interpreter_paths(), *others), home_directories(environ), project)
 
 
-def program_view(directory: str, *, rootless: bool, environ: Mapping[str, str]) -> HostView:
+def program_view(directory: str, *, rootless: bool, environ: Mapping[str, str], overlay: bool = True) -> HostView:
     """Return the host as a program sees it that no test runs: its project is the directory it is started in.
 
     What the run has put into temporary directories is nothing to it.
@@ -115,6 +115,7 @@ def program_view(directory: str, *, rootless: bool, environ: Mapping[str, str]) 
     return HostView(
         mounts=read_mounts(),
         rootless=rootless,
+        overlay=overlay,
         homes=home_directories(environ),
         project=project_paths(directory, environ=environ),
     )

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, identity, libc, namespaces, network
+from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, network, overlay
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, mounts, steps, wire
 from pytest_crate.spec import CrateSpec
@@ -143,12 +143,17 @@ class Launcher:
     """Answers the requests of one pytest process."""
 
     def __init__(
-        self, channel: socket.socket, parent: cgroup.CgroupParent, pytest_pidfd: int, *, rootless: bool
+        self, channel: socket.socket, parent: cgroup.CgroupParent, pytest_pidfd: int, *, rootless: bool, ranged: bool
     ) -> None:
+        """
+        :param ranged: an image's user namespace has a range of ids, where we have not the rights of root.
+        """
         self.channel = channel
         self.pytest_pidfd = pytest_pidfd
         self.parent = parent
         self.rootless = rootless
+        self.ranged = rootless and ranged
+        self.ids: id_range.IdRange | None = None
         self.own_pidfd = os.pidfd_open(os.getpid())
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
@@ -352,9 +357,20 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(design, inits, kinds, launcher=self.own_pidfd, rootless=self.rootless)
+                _become_init(
+                    design,
+                    inits,
+                    kinds,
+                    launcher=self.own_pidfd,
+                    rootless=self.rootless,
+                    one_user=self.rootless and not self._has_range(design),
+                )
         undo.callback(_end, pid)
-        if self.rootless:
+        if self._has_range(design):
+            if self.ids is None:
+                self.ids = id_range.find_id_range()
+            self.ids.map_into(pid)
+        elif self.rootless:
             uid, gid = os.geteuid(), os.getegid()
             inside = (0, 0) if design.as_root else (uid, gid)
             identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
@@ -362,6 +378,10 @@ class Launcher:
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
         return pid, ours
+
+    def _has_range(self, design: Design) -> bool:
+        """Tell whether a crate's user namespace knows more than one user: on the host's root all files are others'."""
+        return self.ranged and design.as_root
 
     def _give_up(self, number: int) -> None:
         with self._finished(number):
@@ -390,13 +410,14 @@ class Launcher:
             design = building.design
             entry = child.Entry(
                 enter_files=building.cgroup.enter_files,
+                cgroup=building.cgroup.directory,
                 namespaces=handles,
                 keep=design.keep,
                 last_capability=self.last_capability,
                 seccomp=design.seccomp,
                 # A capability that is asked for by name is wanted over the crate itself.
                 user_namespace=None if design.cap_add else self.user_namespace,
-                rootless=self.rootless,
+                one_user=self.rootless and not self._has_range(design),
             )
             undo.pop_all()
         building.clock.done("open its namespaces")
@@ -435,9 +456,9 @@ class Launcher:
         with contextlib.ExitStack() as ours:
             ours.callback(os.close, reading)
             try:
-                pid = self._fork_inside(crate, step)
+                pid, joined = self._fork_inside(crate, step)
                 if pid == 0:
-                    _become_program(program, crate.entry, descriptors[:3], writing)
+                    _become_program(program, crate.entry, descriptors[:3], writing, joined=joined)
             finally:
                 os.close(writing)
             try:
@@ -455,11 +476,11 @@ class Launcher:
         self._reply({"pid": pid})
 
     @staticmethod
-    def _fork_inside(crate: Crate, step: str) -> int:
-        """Fork a child into a crate's PID namespace; return 0 in the child."""
+    def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
+        """Fork a child into a crate's PID namespace, as :func:`namespaces.fork_inside` does."""
         try:
             with libc.os_step(f"{step}: fork into the crate", "fork"):
-                return namespaces.fork_inside(crate.handles)
+                return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
         except SandboxError as error:
             # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
             if error.errno == errno.ENOMEM and _has_ended(crate.init):
@@ -672,7 +693,13 @@ def _end(pid: int) -> int:
 
 
 def _become_init(
-    design: Design, channel: socket.socket, kinds: frozenset[str], *, launcher: int, rootless: bool
+    design: Design,
+    channel: socket.socket,
+    kinds: frozenset[str],
+    *,
+    launcher: int,
+    rootless: bool,
+    one_user: bool,
 ) -> None:
     """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
 
@@ -706,7 +733,7 @@ def _become_init(
                     # A payload's root has no power over the network: ports below 1024 are open to all in it.
                     network.allow_low_ports()
             clock.done("set up the network")
-            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless)
+            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless, one_user=one_user)
             clock.done("mount the root")
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
@@ -730,13 +757,15 @@ def _become_init(
         os._exit(70)
 
 
-def _become_program(program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int) -> None:
+def _become_program(
+    program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int, *, joined: bool
+) -> None:
     """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
     try:
         signal.set_wakeup_fd(-1)
         try:
             child.hide()
-            child.enter(entry)
+            child.enter(entry, joined=joined)
             with libc.os_step("begin a session", "setsid"):
                 os.setsid()
             for number, descriptor in enumerate(stdio):
@@ -769,8 +798,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
     """Find out what there is to make crates of, and tell pytest; None if there is nothing to be a launcher with."""
     with contextlib.ExitStack() as undo:
         try:
-            mounting = capabilities.capability_mask(capabilities.capability_numbers(["sys_admin"]))
-            rootless = not capabilities.read_capabilities().effective & mounting
+            rootless = not capabilities.can_mount()
             parent = cgroup.find_parent(
                 run_name=cgroup.run_name(),
                 configured=configuration["cgroup_parent"],
@@ -778,7 +806,9 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
             )
             undo.callback(parent.remove)
             offer = cgroup.CgroupOffer.of(parent)
-            launcher = Launcher(channel, parent, pytest_pidfd, rootless=rootless)
+            launcher = Launcher(
+                channel, parent, pytest_pidfd, rootless=rootless, ranged=configuration["id_map"] == "range"
+            )
         except HostError as error:
             wire.send(channel, {"error": str(error)})
             return None
@@ -795,6 +825,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
                 "cgroups": offer.to_json(),
                 "rootless": rootless,
                 "user_namespace": rootless or launcher.user_namespace is not None,
+                "overlay": not overlay.is_refused(rootless=rootless),
             },
         )
         undo.pop_all()

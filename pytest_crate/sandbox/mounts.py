@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
+from pytest_crate.sandbox.copying import copy_tree
 from pytest_crate.spec import format_size
 
 # While the root is being built, `/` is a private tmpfs, the *base*, with these directories. It
@@ -41,8 +42,9 @@ _KEPT_FLAGS = {
 class Workshop:
     """Where operations are performed: the base tmpfs, the root in the making and what is held aside."""
 
-    def __init__(self, *, rootless: bool) -> None:
+    def __init__(self, *, rootless: bool, one_user: bool) -> None:
         self.rootless = rootless
+        self.one_user = one_user
         self.captured: dict[str, int] = {}
         self._private_count = 0
         self._stack = ExitStack()
@@ -237,7 +239,7 @@ class Overlay(Operation):
             os.mkdir(upper)
             os.mkdir(work)
         # The overlay's own root shows the upper directory's owner and mode.
-        if not shop.rootless:
+        if not shop.one_user:
             os.chown(upper, status.st_uid, status.st_gid)
         os.chmod(upper, stat.S_IMODE(status.st_mode))
         # In a user namespace overlayfs keeps its marks in user.* attributes (kernel 5.11). With
@@ -256,6 +258,32 @@ class Overlay(Operation):
                 if error.errno not in (errno.EINVAL, errno.EACCES, errno.ELOOP, errno.ESTALE) or not self.or_read_only:
                     raise
         Bind(target=self.target, source=self.lower, recursive=True).perform(shop)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Operation):
+    """An image's directory as a copy in the private layer, where the kernel can do no overlay."""
+
+    kind: ClassVar[str] = "copy"
+    source: str
+    target: str = "/"
+
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def perform(self, shop: Workshop) -> None:
+        step = f"copy {self.source} to {self.target}"
+        layer = shop.new_private(0o700)
+        with libc.os_step(step, "open", self.source):
+            source = os.open(shop.source(self.source), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            copy = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with libc.os_step(step, "copy"):
+                copy_tree(source, copy, owners=not shop.one_user)
+        finally:
+            os.close(source)
+            os.close(copy)
+        shop.bind(step, layer, ROOT)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,7 +645,7 @@ def _nothing(descriptor: int) -> io.BytesIO:
 
 _KINDS: Mapping[str, type[Operation]] = {
     operation.kind: operation
-    for operation in (Overlay, EmptyRoot, Symlink, Bind, Capture, Reveal, Private, Devices, Proc, Sys, Names)
+    for operation in (Overlay, Copy, EmptyRoot, Symlink, Bind, Capture, Reveal, Private, Devices, Proc, Sys, Names)
 }
 
 
@@ -640,12 +668,16 @@ def from_json(data: Iterable[Mapping[str, Any]]) -> list[Operation]:
     return operations
 
 
-def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool) -> None:
+def build_root(
+    operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool, one_user: bool = False
+) -> None:
     """Build a root in the calling process's own, new mount namespace and make it `/`.
 
     Afterwards the host's tree isn't reachable: the old root is detached, not just covered.
 
     :param size_bytes: size of the private layer; None is the kernel's default, half of the memory.
+    :param rootless: in a user namespace.
+    :param one_user: that knows one user only, to whom nobody else's file can be given.
     :raises SandboxError: the kernel refuses a step.
     """
     step = "prepare the private layer"
@@ -661,7 +693,7 @@ def build_root(operations: Iterable[Operation], *, size_bytes: int | None, rootl
     libc.pivot_root(step, base, base + HOST)
     os.chdir("/")
     os.umask(0o022)
-    shop = Workshop(rootless=rootless)
+    shop = Workshop(rootless=rootless, one_user=one_user)
     try:
         with _named_when_full(size_bytes):
             for operation in operations:

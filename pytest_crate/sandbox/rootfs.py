@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pytest_crate.sandbox.mounts import (
     Bind,
     Capture,
+    Copy,
     Devices,
     EmptyRoot,
     Names,
@@ -104,6 +105,7 @@ class HostView:
 
     :ivar mounts: its mount points.
     :ivar rootless: the crate is built in a user namespace.
+    :ivar overlay: the kernel can do overlays; without them an image is copied, and the host's root can't be written to.
     :ivar homes: home directories that are to be private.
     :ivar project: directories of the project and of the interpreter: visible at their own paths.
     :ivar kept: entries that this run put into a temporary directory: visible, copy-on-write.
@@ -116,6 +118,7 @@ class HostView:
 
     mounts: tuple[MountPoint, ...]
     rootless: bool
+    overlay: bool = True
     homes: tuple[str, ...] = ()
     project: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -131,7 +134,21 @@ def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> tuple[O
     :param rootfs: directory of the spec's image; None for the host's root.
     """
     operations = _host_root(spec, view) if rootfs is None else _image_root(spec, view, rootfs)
+    if not view.overlay:
+        operations = map(_without_overlay, operations)
     return (*operations, *_mounts(spec))
+
+
+def _without_overlay(operation: Operation) -> Operation:
+    """Return what there is in the place of an overlay: an image is copied, what is the host's is shown read-only.
+
+    A copy of the host's root would take its size in memory, and a test that can't write is no less isolated.
+    """
+    if not isinstance(operation, Overlay):
+        return operation
+    if operation.target == "/":
+        return Copy(target="/", source=operation.lower)
+    return Bind(target=operation.target, source=operation.lower, recursive=True, if_present=operation.if_present)
 
 
 def is_all_in_view(view: HostView) -> bool:
@@ -139,7 +156,7 @@ def is_all_in_view(view: HostView) -> bool:
 
     Otherwise it depends on what is in directories now.
     """
-    return not view.rootless
+    return not view.rootless and view.overlay
 
 
 def entries(view: HostView) -> tuple[str | int, ...]:
@@ -194,7 +211,8 @@ def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     covers = _covers(view)
     kept, links = _kept(view)
     revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
-    yield from _rootless_overlays(view) if view.rootless else _root_overlays(view, list(covers), revealed)
+    apart = view.rootless or not view.overlay
+    yield from _rootless_overlays(view) if apart else _root_overlays(view, list(covers), revealed)
     # Before anything of the host's is mounted where a symlink of the tree may lead.
     yield Names(hostname=spec.hostname)
     yield from (Capture(target=path) for path in revealed)
@@ -272,7 +290,10 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
     # What a temporary directory holds of this run is shown from an overlay of its own.
     kept, _ = _kept(view)
     for path in outermost(path for path in (*view.project, *kept) if _any_holds(temporary, path)):
-        yield from _copy_on_write(path, if_present=True)
+        if any(is_below(point, path) for point in points):
+            yield from _split(path, points, ())
+        else:
+            yield from _copy_on_write(path, if_present=True)
 
 
 def _split(directory: str, points: Sequence[str], skip: Sequence[str]) -> Iterator[Operation]:

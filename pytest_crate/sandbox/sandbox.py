@@ -41,11 +41,13 @@ class Enforcement:
     :ivar cgroups: what their control groups can enforce.
     :ivar rootless: crates are made in a user namespace, without the rights of root.
     :ivar user_namespace: payloads run in a user namespace, so that their root is nobody outside.
+    :ivar overlay: roots are copy-on-write; else images are copied, and the host's root is read-only.
     """
 
     cgroups: cgroup.CgroupOffer
     rootless: bool
     user_namespace: bool
+    overlay: bool
 
 
 class Unsupported(HostError):
@@ -62,12 +64,15 @@ class Engine:
     Requests may come from several threads; each is answered before the next is sent.
     """
 
-    def __init__(self, *, cgroup_parent: str | None = None, steps: bool = False) -> None:
+    def __init__(self, *, cgroup_parent: str | None = None, id_map: str = "single", steps: bool = False) -> None:
         """
+        :param id_map: which ids the user namespace of an image's crate has where we have not the rights of root:
+            ``single``, our own as root's, or ``range``, those that subuid(5) gives us, too.
         :param steps: have the launcher tell what the steps of making a crate took.
         """
         self._steps = steps
         self._cgroup_parent = cgroup_parent
+        self._id_map = id_map
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         self._pid = 0
@@ -99,7 +104,7 @@ class Engine:
             return self._channel
         with libc.os_step("start the launcher", "socketpair"):
             ours, theirs = socket.socketpair()
-        configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent}
+        configuration = {"pytest": os.getpid(), "cgroup_parent": self._cgroup_parent, "id_map": self._id_map}
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, package, json.dumps(configuration)]
         # posix_spawn doesn't copy pytest's page tables: its cost doesn't grow with pytest's memory.
@@ -131,6 +136,7 @@ class Engine:
             cgroups=cgroup.CgroupOffer.from_json(answer["cgroups"]),
             rootless=answer["rootless"],
             user_namespace=answer["user_namespace"],
+            overlay=answer["overlay"],
         )
         return ours
 
@@ -353,21 +359,27 @@ class Engine:
             steps=answer.get("steps", {}),
             entry=child.Entry(
                 enter_files=group.enter_files,
+                cgroup=group.directory,
                 namespaces=namespaces.NamespaceHandles(pid=pid, others=dict(zip(answer["kinds"], others, strict=True))),
                 keep=design.keep,
                 last_capability=self._last_capability(),
                 seccomp=design.seccomp,
                 user_namespace=user_namespace,
-                rootless=self._enforcement is not None and self._enforcement.rootless,
+                one_user=self._has_one_user(spec),
             ),
         )
         if timed and spec.timeout_usec is not None:
             try:
-                sandbox.set_deadline(time.monotonic() + spec.timeout_usec / 1e6)
+                sandbox.set_deadline(monotonic.seconds() + spec.timeout_usec / 1e6)
             except BaseException:
                 sandbox.release()
                 raise
         return sandbox
+
+    def _has_one_user(self, spec: CrateSpec) -> bool:
+        """Tell whether a crate's user namespace knows our own ids only."""
+        rootless = self._enforcement is not None and self._enforcement.rootless
+        return rootless and not (self._id_map == "range" and spec.image is not None)
 
     def _last_capability(self) -> int:
         if self._highest is None:
@@ -578,7 +590,7 @@ class Sandbox:
         self.started = monotonic.nanoseconds()
         try:
             with libc.os_step("fork into the crate", "fork"):
-                pid = namespaces.fork_inside(self.entry.namespaces)
+                pid, joined = namespaces.fork_inside(self.entry.namespaces, self.entry.cgroup)
         except SandboxError as error:
             # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
             if error.errno == errno.ENOMEM:
@@ -589,7 +601,7 @@ class Sandbox:
         if pid == 0:
             clock.done("be born")
             try:
-                child.enter(self.entry, clock)
+                child.enter(self.entry, clock, joined=joined)
             except SandboxError as error:
                 refuse(error)
         return pid
@@ -616,7 +628,7 @@ class Sandbox:
         return bool(answer["signalled"])
 
     def set_deadline(self, deadline: float) -> None:
-        """Have the launcher kill the crate at a time of :func:`time.monotonic`.
+        """Have the launcher kill the crate at a time of :func:`monotonic.seconds`.
 
         :raises LauncherEnded: it is gone already.
         """

@@ -57,6 +57,8 @@ def test_root_keeps_owners_and_a_user_does_not() -> None:
     ("uid_maps", "expected"),
     [
         (["0 100000 65536"], Ownership(keep=True, name="root-from-100000")),
+        (["0 1000 1", "1 100000 65536"], Ownership(keep=True, name="root-from-1000-100000")),
+        (["0 0 1", "2 100000 65536"], Ownership(keep=False, name="uid0")),
         (["0 0 1"], Ownership(keep=False, name="uid0")),
         (["3 0 1"], Ownership(keep=False, name="uid0")),
         (["5 7 1", "0 0 5"], Ownership(keep=False, name="uid0")),

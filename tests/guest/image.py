@@ -1,4 +1,4 @@
-"""The guest's disk: Debian with systemd, two kernels, a user and the tests' packages, built once and kept."""
+"""The guest's disk: Debian with systemd, kernels of Debian's and Ubuntu's, two users and the tests' packages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ PLAIN_USER = "plain"
 """Has none: no session is begun for it, and nothing is delegated to it."""
 PACKAGES = (
     "systemd systemd-sysv dbus dbus-user-session libpam-systemd udev openssh-server sudo iproute2 procps uidmap "
-    "python3 python3-venv linux-image-cloud-amd64 ca-certificates podman crun"
+    "python3 python3-venv linux-image-cloud-amd64 ca-certificates podman crun docker.io runc apparmor"
 ).split()
 REQUIREMENTS = (
     "pytest>=9 pytest-xdist psutil filelock pluggy hypothesis jsonschema pytest-cov pytest-rerunfailures zstandard"
@@ -30,7 +31,7 @@ VENV = "/opt/tests"
 """Where the guest has the tests' packages."""
 
 _MIB = 1 << 20
-_SIZE_BYTES = 3 << 30
+_SIZE_BYTES = 4 << 30
 
 # Run in the new root, by the host's own shell: $1 is it.
 _CUSTOMIZE = f"""
@@ -60,11 +61,32 @@ cp -r "$WHEELS" "$root/opt/wheels"
 chroot "$root" python3 -m venv {VENV}
 chroot "$root" {VENV}/bin/pip install -q --no-index --find-links /opt/wheels $REQUIREMENTS
 """
-_BACKPORT = f"""
+# Debian has no package of Ubuntu's keys.
+_UBUNTU_KEYS_URL = (
+    "http://archive.ubuntu.com/ubuntu/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb",
+    "36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8",
+)
+# Kernels: of Debian's backports, of the release before, and of an Ubuntu whose AppArmor restricts user namespaces.
+_KERNELS = f"""
 set -eu
-printf 'deb http://deb.debian.org/debian {SUITE}-backports main\\n' >"$1/etc/apt/sources.list.d/backports.list"
+dpkg-deb -x "$KEYS" "$1"
+cd "$1/etc/apt/sources.list.d"
+printf 'deb http://deb.debian.org/debian {SUITE}-backports main\n' >backports.list
+printf 'deb http://deb.debian.org/debian bullseye main\n' >older.list
+printf 'deb [signed-by=/usr/share/keyrings/ubuntu-archive-keyring.gpg] \
+http://archive.ubuntu.com/ubuntu noble-updates main\n' \
+    >ubuntu.list
+# Of each, nothing but its kernel.
+printf 'Package: *\nPin: release n=bullseye\nPin-Priority: 1\n\nPackage: *\nPin: release o=Ubuntu\nPin-Priority: 1\n' \
+    >"$1/etc/apt/preferences.d/kernels"
 chroot "$1" apt-get update -q
 chroot "$1" apt-get install -q -y --no-install-recommends -t {SUITE}-backports linux-image-cloud-amd64
+for package in linux-image-5.10.0 linux-image-6.8.0; do
+    chroot "$1" apt-cache search --names-only "^$package-[0-9]+-(cloud-amd64|generic)$" | sort -V | tail -n1 |\
+ cut -d' ' -f1 |
+        xargs chroot "$1" apt-get install -q -y --no-install-recommends
+done
+chroot "$1" apt-get clean
 """
 
 
@@ -78,6 +100,10 @@ class GuestImage:
 
     directory: Path
     kernels: tuple[str, ...]
+
+    def kernel(self, version: str) -> str:
+        """Return the release of a version such as ``6.1``."""
+        return next(release for release in self.kernels if release.startswith(f"{version}."))
 
     @property
     def disk(self) -> Path:
@@ -96,7 +122,7 @@ def cached_image(cache: Path) -> GuestImage:
     :raises subprocess.CalledProcessError: a step of the build failed; its output is on stderr.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    recipe = "\n".join([SUITE, *PACKAGES, *REQUIREMENTS, _CUSTOMIZE, _BACKPORT, str(_SIZE_BYTES)])
+    recipe = "\n".join([SUITE, *PACKAGES, *REQUIREMENTS, _CUSTOMIZE, _KERNELS, str(_SIZE_BYTES)])
     directory = cache / f"guest-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with filelock.FileLock(f"{directory}.lock"):
         if not directory.exists():
@@ -112,7 +138,8 @@ def cached_image(cache: Path) -> GuestImage:
 
 
 def _build(directory: Path) -> None:
-    root, wheels, key = directory / "root", directory / "wheels", directory / "key"
+    root, wheels, key, keys = (directory / name for name in ("root", "wheels", "key", "keys.deb"))
+    _download(*_UBUNTU_KEYS_URL, keys)
     _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "guest", "-f", str(key)])
     python = [sys.executable, "-m", "pip"]
     # The guest's Python and C library are older than ours may be.
@@ -126,14 +153,14 @@ def _build(directory: Path) -> None:
             "--quiet",
             f"--include={','.join(PACKAGES)}",
             f"--customize-hook={_script(directory / 'customize', _CUSTOMIZE)}",
-            f"--customize-hook={_script(directory / 'backport', _BACKPORT)}",
+            f"--customize-hook={_script(directory / 'kernels', _KERNELS)}",
             SUITE,
             str(root),
         ],
-        environ={"KEY": f"{key}.pub", "WHEELS": str(wheels), "REQUIREMENTS": " ".join(REQUIREMENTS)},
+        environ={"KEY": f"{key}.pub", "KEYS": str(keys), "WHEELS": str(wheels), "REQUIREMENTS": " ".join(REQUIREMENTS)},
     )
-    for path in (root / "boot").glob("*-amd64"):
-        if path.name.startswith(("vmlinuz-", "initrd.img-")):
+    for pattern in ("vmlinuz-*", "initrd.img-*"):
+        for path in (root / "boot").glob(pattern):
             shutil.copy(path, directory / path.name)
     disk = directory / "disk.ext4"
     with open(disk, "wb") as file:
@@ -141,6 +168,15 @@ def _build(directory: Path) -> None:
     _run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(disk)])
     for path in (root, wheels):
         shutil.rmtree(path)
+    keys.unlink()
+
+
+def _download(url: str, digest: str, target: Path) -> None:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        data = answer.read()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{url} is not what it was")
+    target.write_bytes(data)
 
 
 def _script(path: Path, text: str) -> str:

@@ -128,12 +128,26 @@ def _with_wheel(image: GuestImage, directory: Path, kernel: str, wheel: Path) ->
 @pytest.fixture(scope="session")
 def guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A guest with Debian's own kernel, 6.1."""
-    with _with_wheel(guest_image, tmp_path_factory.mktemp("guest"), guest_image.kernels[0], wheel) as machine:
+    with _with_wheel(guest_image, tmp_path_factory.mktemp("guest"), guest_image.kernel("6.1"), wheel) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def older_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A guest with the kernel of the Debian before, 5.10."""
+    with _with_wheel(guest_image, tmp_path_factory.mktemp("older"), guest_image.kernel("5.10"), wheel) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def ubuntu_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A guest with Ubuntu's kernel, 6.8."""
+    with _with_wheel(guest_image, tmp_path_factory.mktemp("ubuntu"), guest_image.kernel("6.8"), wheel) as machine:
         yield machine
 
 
 @pytest.fixture(scope="session")
 def newer_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A guest with the kernel of Debian's backports."""
-    with _with_wheel(guest_image, tmp_path_factory.mktemp("newer"), guest_image.kernels[-1], wheel) as machine:
+    with _with_wheel(guest_image, tmp_path_factory.mktemp("newer"), guest_image.kernel("6.12"), wheel) as machine:
         yield machine

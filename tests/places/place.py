@@ -38,6 +38,8 @@ class Place:
     :ivar cgroup: how the header names what enforces.
     :ivar refusal: what the message says of a limit that can't be enforced.
     :ivar namespaces: whether crates can be made at all; if not, every test fails with ``refusal``.
+    :ivar overlay: whether the kernel does overlays; if not, the host's root is read-only.
+    :ivar peak: whether the kernel tells the peak of memory; if not, it is unknown.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Place:
     cgroup: str
     refusal: str = ""
     namespaces: bool = True
+    overlay: bool = True
+    peak: bool = True
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

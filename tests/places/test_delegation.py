@@ -12,6 +12,7 @@ import pytest
 
 from tests.guest.image import USER, VENV
 from tests.guest.machine import Guest
+from tests.places.place import PROJECT
 
 SCOPE = "systemd-run --user --scope --quiet --property=Delegate=yes"
 PYTEST = f"{VENV}/bin/python -B -m pytest -p no:cacheprovider"
@@ -161,3 +162,124 @@ def test_a_limit_beyond_the_outer_one(seen: Any) -> None:
     assert "64 MiB is asked for, and /sys/fs/cgroup/" in found.output
     assert "memory.max around it allows 60 MiB" in found.output
     assert "1 error" in found.output
+
+
+VANISHING = """
+    import os, pathlib, pytest
+
+    def own():
+        # Not systemd's scope around it, in which pytest may be.
+        found = pathlib.Path("/sys/fs/cgroup").rglob("pytest-crate-[0-9]*")
+        return [path for path in found if path.is_dir() and path.suffix != ".scope"]
+
+    @pytest.mark.crate(memory="64m")
+    def test_before():
+        pass
+
+    def test_vanishes():
+        for path in own():
+            for leaf in path.iterdir():
+                if leaf.is_dir():
+                    leaf.rmdir()
+            path.rmdir()
+
+    @pytest.mark.crate(memory="64m")
+    def test_after():
+        open("ran", "w")
+
+    def test_plain():
+        assert not os.path.exists("ran") and own() == []
+"""
+
+
+@pytest.mark.parametrize("prefix", ["", pytest.param(SCOPE, marks=pytest.mark.long)], ids=["session", "delegated"])
+def test_the_runs_own_vanishes(seen: Any, prefix: str) -> None:
+    """A crate after that is refused with the path that isn't there; other tests run, and nothing is left."""
+    found = seen(f"""
+        cat >test_it.py <<'END'\n{textwrap.dedent(VANISHING)}\nEND
+        {prefix} {PYTEST} -p no:rerunfailures
+    """)
+    assert "somebody has removed the run's own, /sys/fs/cgroup/" in found.output
+    assert "3 passed, 1 error" in found.output
+
+
+BORN = """
+    import os, pathlib, re, threading, pytest
+
+    SEEN = []
+    os.register_at_fork(after_in_child=lambda: SEEN.append(pathlib.Path("/proc/self/cgroup").read_text().strip()))
+
+    def born_in_the_crates():
+        # Where this process was when the fork had just returned in it; a helper's fork comes before.
+        assert pathlib.Path("/proc/self/cgroup").read_text() == "0::/\\n"
+        return re.search(r"/pytest-crate-\\d+-\\d+-\\d+/\\d+$", SEEN[-1]) is not None
+
+    @pytest.mark.crate(memory="64m")
+    def test_alone():
+        assert born_in_the_crates()
+
+    @pytest.mark.crate(memory="64m")
+    def test_too_much():
+        bytearray(200 << 20)
+
+    def test_thread():
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+    @pytest.mark.crate(memory="64m")
+    def test_among_threads():
+        # An ordinary user's is forked by a process that has one thread, having been forked by the C library.
+        assert born_in_the_crates() == (os.getuid() != 0)
+
+    @pytest.mark.crate(memory="64m")
+    def test_too_much_among_threads():
+        bytearray(200 << 20)
+"""
+
+
+@pytest.mark.parametrize("user", [USER, "root"])
+def test_a_body_is_born_in_its_cgroup(seen: Any, user: str) -> None:
+    """It is there from its first instruction; where root's pytest has other threads it is moved. It is held there."""
+    found = seen(
+        f"""
+        cat >test_it.py <<'END'\n{textwrap.dedent(BORN)}\nEND
+        {PYTEST} -p no:rerunfailures
+    """,
+        user=user,
+    )
+    assert "2 failed, 3 passed" in found.output
+    assert found.output.count("memory limit 64 MiB exceeded") >= 2
+
+
+RANGE = """
+    import os, pathlib, subprocess, pytest
+
+    @pytest.mark.crate(image="./image.tar")
+    def test_root(tmp_path):
+        (tmp_path / "file").write_text("")
+        os.chown(tmp_path / "file", 5, 6)
+        assert (os.getuid(), (tmp_path / "file").stat().st_uid) == (0, 5)
+
+    @pytest.mark.crate(image="./image.tar", user="daemon", memory="64m")
+    def test_daemon():
+        assert (os.getresuid(), os.getgroups()) == ((1, 1, 1), [1])
+
+    @pytest.mark.crate(image="./image.tar", user="daemon", memory="64m")
+    def test_too_much():
+        bytearray(200 << 20)
+"""
+
+
+def test_a_range_of_ids(seen: Any, guest: Guest) -> None:
+    """With systemd and cgroup v2 an image's crate has the users that Debian gives to its users by default."""
+    guest.run(f"cat >/home/{USER}/place_image.py", user=USER, stdin=(PROJECT / "conftest.py").read_bytes())
+    found = seen(f"""
+        cat >test_it.py <<'END'\n{textwrap.dedent(RANGE)}\nEND
+        cp ~/place_image.py conftest.py
+        {PYTEST} -o crate_id_map=range --basetemp=base -o tmp_path_retention_policy=all
+        find base -name file -user {USER}
+        {VENV}/bin/python -B -m pytest_crate.cli doctor | grep "id range"
+    """)
+    assert "1 failed, 2 passed" in found.output
+    assert "memory limit 64 MiB exceeded" in found.output
+    assert "/file\n" in found.output
+    assert "ok        id range" in found.output

@@ -72,6 +72,52 @@ PRIVILEGED = dataclasses.replace(
     OPENED, name="root, cgroup v2, privileged container", wrapper=_CONTAINER.format(flags="--privileged")
 )
 
+# An image of the guest's own, with its programs and the tests' packages bound in: there is no registry to be reached.
+_DOCKER = (
+    "docker run --rm --network=none --volume /usr:/usr:ro --volume /opt:/opt:ro --volume /root/place:/root/place "
+    "--workdir /root/place --env COLUMNS=200 {flags} place"
+)
+_DOCKER_IMAGE = """
+set -e
+cd /
+tar -c --no-recursion tmp var var/tmp run root home opt usr proc sys dev bin sbin lib lib64 >/tmp/place.tar
+tar -r -f /tmp/place.tar etc
+docker import - place </tmp/place.tar
+rm /tmp/place.tar
+"""
+DOCKER = dataclasses.replace(
+    ROOT,
+    name="root, cgroup v2, Docker container",
+    wrapper=_DOCKER.format(flags=""),
+    limits=frozenset(),
+    namespaces=False,
+    refusal="Docker, Podman: --security-opt seccomp=unconfined",
+)
+_DOCKER_FLAGS = (
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+)
+DOCKER_OPENED = dataclasses.replace(
+    DOCKER,
+    name="root, cgroup v2, Docker container opened but for cgroups",
+    wrapper=_DOCKER.format(flags=_DOCKER_FLAGS),
+    namespaces=True,
+    refusal="Docker, or cgroup v1: --privileged",
+)
+DOCKER_PRIVILEGED = dataclasses.replace(
+    ROOT,
+    name="root, cgroup v2, privileged Docker container",
+    wrapper=_DOCKER.format(flags="--privileged"),
+    cgroup="own cgroup",
+)
+
+# Ubuntu's kernel, with the setting that Ubuntu has since 23.10.
+RESTRICTED = dataclasses.replace(
+    SESSION,
+    name="user, Ubuntu's kernel, AppArmor restricts user namespaces",
+    namespaces=False,
+    refusal="sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+)
+
 
 @contextmanager
 def sysctl(guest: Guest, name: str, value: int) -> Iterator[None]:
@@ -90,6 +136,52 @@ def sysctl(guest: Guest, name: str, value: int) -> Iterator[None]:
 def test_place(check: Check, guest: Guest, place: Place) -> None:
     """Every place has what it must, and says of the rest why not and how to mend it."""
     check(place, guest)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", [DOCKER, DOCKER_OPENED, DOCKER_PRIVILEGED], ids=lambda place: place.name)
+def test_docker(check: Check, guest: Guest, place: Place) -> None:
+    """Docker's containers refuse with the flags that mend it; with those they have what they name."""
+    done = guest.run(_DOCKER_IMAGE)
+    assert done.returncode == 0, done.stderr
+    check(place, guest)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", [ROOT, SESSION], ids=lambda place: place.name)
+def test_older_kernel(check: Check, older_guest: Guest, place: Place) -> None:
+    """The same on the kernel of the Debian before: overlays are not for ordinary users, and there is no memory.peak."""
+    older = dataclasses.replace(place, name=f"{place.name}, older kernel", overlay=place is ROOT, peak=False)
+    check(older, older_guest)
+
+
+@contextmanager
+def without_overlay(guest: Guest) -> Iterator[None]:
+    """Take the kernel's module away for a while."""
+    off = "echo 'install overlay /bin/false' >/etc/modprobe.d/place.conf && systemctl stop docker && rmmod overlay"
+    done = guest.run(off)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield
+    finally:
+        guest.run("rm /etc/modprobe.d/place.conf; systemctl start docker")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", [ROOT, SESSION], ids=lambda place: place.name)
+def test_no_overlay(check: Check, guest: Guest, place: Place) -> None:
+    """A kernel without overlays: the header and the doctor say what is done instead, and nothing else is less."""
+    with without_overlay(guest):
+        check(dataclasses.replace(place, name=f"{place.name}, no overlay", overlay=False), guest)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("restricted", [True, False])
+def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, restricted: bool) -> None:
+    """Where AppArmor restricts user namespaces each failure has the command to mend it, which does."""
+    place = RESTRICTED if restricted else dataclasses.replace(SESSION, name="user, Ubuntu's kernel, not restricted")
+    with sysctl(ubuntu_guest, "kernel.apparmor_restrict_unprivileged_userns", int(restricted)):
+        check(place, ubuntu_guest)
 
 
 @pytest.mark.long

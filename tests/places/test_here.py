@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.places.conftest import Here
-from tests.places.place import Findings, Machine, Place
+from tests.places.place import ALL_LIMITS, Findings, Machine, Place
 
 Check = Callable[[Place, Machine], Findings]
 
@@ -43,3 +43,37 @@ def test_user_on_cgroup_v1(
     )
     found = check(place, here)
     assert "NO cgroup, rootless" in found.output
+
+
+CONTAINER = Path(__file__).with_name("oci.py")
+# What `runc spec` proposes, and what opens it step by step. (crun alone runs on no host with both versions of cgroups.)
+_NAMES = {
+    "default": "as `runc spec` proposes",
+    "setfcap": "with CAP_SETFCAP",
+    "unmasked": "with CAP_SETFCAP and nothing masked",
+    "privileged": "with all capabilities and writable cgroups",
+}
+_OPENED = {
+    "default": "Docker, Podman: --cap-add SETFCAP; or in it run pytest as another user than root",
+    "setfcap": "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL",
+    "unmasked": "the cgroup file system is read-only",
+    "privileged": "",
+}
+
+
+@pytest.mark.needs("root", "overlay", "cgroup v1", "runc")
+@pytest.mark.parametrize("kind", _OPENED)
+def test_container(check: Check, here: Here, public_home: str, kind: str) -> None:
+    """A container of runc's own default refuses with what opens it; opened, it has what it was given."""
+    whole = kind == "privileged"
+    place = Place(
+        name=f"root, cgroup v1, runc: {_NAMES[kind]}",
+        wrapper=f"{sys.executable} -B {CONTAINER} runc {kind}",
+        python=f"{sys.executable} -B",
+        home=public_home,
+        namespaces=kind in ("unmasked", "privileged"),
+        limits=ALL_LIMITS if whole else frozenset(),
+        cgroup="own cgroup" if whole else "",
+        refusal=_OPENED[kind],
+    )
+    check(place, here)

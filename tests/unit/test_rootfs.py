@@ -154,6 +154,18 @@ def test_rootless_there_is_an_overlay_for_each_directory_without_mounts(tmp_path
     assert {"/usr/bin", "/usr/lib", "/usr/share"} <= lowers
 
 
+def test_rootless_a_project_in_a_temporary_directory_with_mounts_below(tmp_path: Path) -> None:
+    """It is shown in parts, as what is elsewhere is."""
+    for name in ("src", "data", "data/mounted"):
+        (tmp_path / name).mkdir()
+    point = MountPoint(path=f"{tmp_path}/data/mounted", kind="ext4")
+    view = HostView(mounts=(MountPoint(path="/", kind="ext4"), point), rootless=True, project=(str(tmp_path),))
+    lowers = {operation.lower for operation in plan(view) if isinstance(operation, mounts.Overlay)}
+    assert {lower for lower in lowers if lower.startswith(str(tmp_path))} == {
+        f"{tmp_path}/{name}" for name in ("src", "data/mounted")
+    }
+
+
 def test_rootless_with_the_hosts_network_sys_is_the_hosts() -> None:
     """A fresh sysfs belongs to the owner of the network namespace: with the host's, it is bound read-only."""
     view = HostView(mounts=HOST.mounts, rootless=True)
