@@ -7,8 +7,8 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from pytest_crate.errors import SandboxError
 
@@ -163,13 +163,24 @@ def libc_call(step: str, name: str, *args: object, path: str = "") -> int:
     return _checked(step, name, path, lambda: int(function(*args)))
 
 
-@contextmanager
-def os_step(step: str, name: str, path: str = "") -> Iterator[None]:
+class os_step:  # noqa: N801 - used as the function that it is
     """Turn an OSError of the block into the :class:`SandboxError` that names the step."""
-    try:
-        yield
-    except OSError as error:
-        raise SandboxError(step, syscall=name, path=path or str(error.filename or ""), errno=error.errno) from error
+
+    # No generator: there are dozens of these in the making of a crate.
+    __slots__ = ("_name", "_path", "_step")
+
+    def __init__(self, step: str, name: str, path: str = "") -> None:
+        self._step, self._name, self._path = step, name, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            path = self._path or str(error.filename or "")
+            raise SandboxError(self._step, syscall=self._name, path=path, errno=error.errno) from error
 
 
 def write_file(step: str, path: str, value: str) -> None:

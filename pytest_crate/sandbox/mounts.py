@@ -697,9 +697,12 @@ def build_root(
     try:
         with _named_when_full(size_bytes):
             for operation in operations:
-                # For what has no step of its own.
-                with libc.os_step(f"build the crate's root: {' '.join(operation.describe().split())}", ""):
+                try:
                     operation.perform(shop)
+                except OSError as error:  # of what has no step of its own
+                    described = " ".join(operation.describe().split())
+                    step = f"build the crate's root: {described}"
+                    raise SandboxError(step, path=str(error.filename or ""), errno=error.errno) from error
     finally:
         shop.close()
     step = "enter the new root"
