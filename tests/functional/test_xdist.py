@@ -86,3 +86,34 @@ def test_killed_worker(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     tests = json.loads(path.read_text())["tests"]
     assert len(tests) == 12
     assert all(test["crates"][0]["usage"]["memory_peak_bytes"] > 0 for test in tests)
+
+
+def test_garbage_on_every_descriptor(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A body that writes to all that it has inherited, or reads it, spoils its own report, not its worker's words."""
+    pytester.makepyfile(
+        """
+        import fcntl, os
+        import pytest
+
+        pytestmark = pytest.mark.crate(timeout=20)
+
+        def test_writes():
+            for fd in range(3, 64):
+                try: os.write(fd, b"\\x02\\x00\\x00\\x02{}" * 64)
+                except OSError: pass
+
+        def test_reads():
+            for fd in range(3, 64):
+                try:
+                    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK)
+                    os.read(fd, 1 << 20)
+                except OSError: pass
+
+        def test_after(): pass
+        """
+    )
+    run = run_inner("-n", "1")
+    assert run.of("test_writes")["outcome"] == "failed"
+    assert "wrote to its report's descriptor" in run.of("test_writes")["longrepr"]
+    assert run.of("test_after")["outcome"] == "passed"
+    assert len(run.reports) == 9

@@ -27,6 +27,7 @@ _ADAPTERS = (
     ("regressions", "pytest_regressions"),
     ("syrupy", "syrupy"),
     ("timeout", "pytest_timeout"),
+    ("xdist", "xdist"),
 )
 
 HOME = pytest.StashKey["Interplay"]()
