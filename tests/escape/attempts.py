@@ -443,7 +443,7 @@ def set_a_release_agent(decoys: Decoys) -> str | None:
 
 
 def change_a_cgroup(decoys: Decoys) -> str | None:
-    """Leave the own cgroup for another, or write to its limits: wherever a cgroup file system can be found or made."""
+    """Leave the own cgroup for another, or write to its limits (CVE-2023-25809), wherever one can be found."""
     places = [decoys["cgroup"]]
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     places += [line.split(" ")[4] for line in lines if " - cgroup" in line]
