@@ -120,6 +120,29 @@ def test_every_way_out_is_told():
     assert told == [key.value for key in protections.keys]
 
 
+KNOWN = [line.split("|")[1:-1] for line in PAGES["security.md"].splitlines() if line.startswith("| CVE-")]
+
+
+@pytest.mark.parametrize("row", KNOWN, ids=lambda row: row[0].strip()[:13])
+def test_every_known_escape_has_tests(row):
+    """Each known escape names attempts of the table of attempts, or tests that are there."""
+    named = re.findall(r"`([^`]+)`", row[1])
+    assert named
+    for each in named:
+        if "::" in each:
+            test_every_test_named_exists(each)
+        else:
+            assert f"\n| `{each}` |" in PAGES["security.md"]
+
+
+def test_every_escape_that_is_known_to_a_test_is_told():
+    """The table of known escapes has each CVE that a test of an escape speaks of."""
+    escapes = (path.read_text() for path in (DOCS.parent / "tests" / "escape").glob("*.py"))
+    spoken_of = set(re.findall(r"CVE-\d+-\d+", "".join(escapes)))
+    assert spoken_of
+    assert spoken_of - set(re.findall(r"CVE-\d+-\d+", "".join(row[0] for row in KNOWN))) == set()
+
+
 FAULTS = [line.split("|")[1:-1] for line in PAGES["faults.md"].splitlines() if line.startswith("| ")][1:]
 
 

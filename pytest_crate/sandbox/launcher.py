@@ -373,7 +373,13 @@ class Launcher:
         elif self.rootless:
             uid, gid = os.geteuid(), os.getegid()
             inside = (0, 0) if design.as_root else (uid, gid)
-            identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
+            try:
+                identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
+            except SandboxError:
+                # Of a process that is ending the kernel refuses it, too: that one has said why it is, or its end does.
+                if _is_readable(ours, _LOOK_SECONDS):
+                    _verify_ready(ours, pid)
+                raise
         # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
@@ -401,7 +407,7 @@ class Launcher:
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
         with self._finished(number) as building, contextlib.ExitStack() as undo:
-            of_init = _verify_ready(building)
+            of_init = _verify_ready(building.channel, building.init)
             building.clock.done("wait for its init")
             handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
             undo.callback(handles.close)
@@ -598,20 +604,20 @@ class Launcher:
             sys.stderr.write(f"pytest-crate: {error}\n")
 
 
-def _verify_ready(building: Building) -> object:
+def _verify_ready(channel: socket.socket, init: int) -> object:
     """Take the word of an init; return what its steps took.
 
     :raises SandboxError: it is not ready; with the reason.
     """
     try:
         with libc.os_step("hear from the crate's init", "recvmsg"):
-            received = wire.receive(building.channel)
+            received = wire.receive(channel)
     except SandboxError as error:
         if error.errno != errno.ECONNRESET:  # it ended with our word unread
             raise
         received = None
     if received is None:
-        status = os.waitid(os.P_PID, building.init, os.WEXITED | os.WNOWAIT)
+        status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
         assert status is not None
         exited = status.si_code == os.CLD_EXITED
         ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
@@ -639,6 +645,13 @@ def _payload_user_namespace() -> int | None:
         if error.syscall not in ("clone", "write") or error.errno not in _NO_USER_NAMESPACES:
             raise
         return None
+
+
+def _is_readable(channel: socket.socket, seconds: float) -> bool:
+    """Return whether there is something to read, or the end of the stream, within so many seconds."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(seconds * 1e3))
 
 
 def _ended(pidfd: int) -> bool:

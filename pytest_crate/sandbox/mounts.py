@@ -228,7 +228,7 @@ class Overlay(Operation):
 
     def perform(self, shop: Workshop) -> None:
         step = f"show {self.lower} copy-on-write at {self.target}"
-        if self.if_present and not os.path.isdir(shop.source(self.lower)):
+        if self.if_present and not _is_present(shop, step, self.lower, directory=True):
             return
         layer = shop.new_private(0o700)
         upper, work = f"{layer}/upper", f"{layer}/work"
@@ -340,7 +340,7 @@ class Bind(Operation):
         step = f"show {self.source} at {self.target}"
         if self.if_absent and _exists(shop, self.target):
             return
-        if self.if_present and not os.path.exists(shop.source(self.source)):
+        if self.if_present and not _is_present(shop, step, self.source):
             return
         source = shop.source(self.source)
         with libc.os_step(step, "stat", self.source):
@@ -354,6 +354,21 @@ class Bind(Operation):
             attributes |= libc.MOUNT_ATTR_RDONLY
         with shop.target(self.target, directory=directory) as place:
             shop.restrict(step, place, attributes, recursive=self.recursive)
+
+
+def _is_present(shop: Workshop, step: str, path: str, *, directory: bool = False) -> bool:
+    """Return whether a source is still there, and the user's to see.
+
+    :raises SandboxError: that can't be told; a root is not to lack what is there.
+    """
+    with libc.os_step(step, "stat", path):
+        try:
+            status = os.stat(shop.source(path))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                raise
+            return False
+    return not directory or stat.S_ISDIR(status.st_mode)
 
 
 def _verify_kind(shop: Workshop, step: str, path: str, *, directory: bool) -> None:

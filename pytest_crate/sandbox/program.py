@@ -354,14 +354,14 @@ def _deadline(timeout: float | None) -> float | None:
     return monotonic.seconds() + timeout
 
 
-def _most_bytes(max_output: str | int | None) -> int | None:
-    """Return the bytes of a ``max_output``."""
-    if max_output is None:
+def _most_bytes(most: str | int | None, name: str = "max_output") -> int | None:
+    """Return the bytes of a ``max_output``, or of another limit of that kind."""
+    if most is None:
         return None
     try:
-        return parse_size(max_output)
+        return parse_size(most)
     except ValueError:
-        raise ValueError(f"max_output must be a size such as '64m', or None for no limit, not {max_output!r}") from None
+        raise ValueError(f"{name} must be a size such as '64m', or None for no limit, not {most!r}") from None
 
 
 def _verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -610,17 +610,28 @@ class CrateSandbox:
             raise SandboxError(step, path=os.fspath(path), detail="it is no regular file")
         return descriptor
 
-    def read_bytes(self, path: str | os.PathLike[str]) -> bytes:
+    def read_bytes(self, path: str | os.PathLike[str], *, max_size: str | int | None = _MAX_OUTPUT) -> bytes:
         """Return a file's contents. Symlinks are resolved inside the crate.
 
-        :raises SandboxError: it can't be read.
+        :param max_size: the most that they may be, as a program may have made a file without end: a size such as
+            ``"64m"``, or None for no limit.
+        :raises SandboxError: it can't be read, or has more.
         """
+        most_bytes = _most_bytes(max_size, "max_size")
         with open(self._open(path, os.O_RDONLY), "rb") as file:
-            return file.read()
+            if most_bytes is None:
+                return file.read()
+            # It may grow while it is read.
+            if os.fstat(file.fileno()).st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
+                return data
+        detail = f"it has more than max_size={format_size(most_bytes)}"
+        raise SandboxError("read a file of the crate's", path=os.fspath(path), detail=detail)
 
-    def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    def read_text(
+        self, path: str | os.PathLike[str], encoding: str = "utf-8", *, max_size: str | int | None = _MAX_OUTPUT
+    ) -> str:
         """Return a file's contents as text; see :meth:`read_bytes`."""
-        return self.read_bytes(path).decode(encoding)
+        return self.read_bytes(path, max_size=max_size).decode(encoding)
 
     def write_bytes(self, path: str | os.PathLike[str], data: bytes) -> None:
         """Make or replace a file's contents. Symlinks are resolved inside the crate.

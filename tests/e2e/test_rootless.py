@@ -269,3 +269,41 @@ def test_image(run_as_user: RunAsUser, alpine_image: Path, user_directory: Path)
     assert {name: test["outcome"] for name, test in tests.items()} == {"test_program": "passed", "test_body": "passed"}
     (kept,) = (user_directory / "base").glob("test_body0/kept")
     assert kept.stat().st_uid == NOBODY
+
+
+DYING_INIT = """
+from pytest_crate.sandbox import sandbox
+
+DYING = '''
+import time
+from pytest_crate.kernel import identity, libc
+
+def late(*args, write=identity.write_id_maps, **keys):
+    time.sleep(0.5)
+    write(*args, **keys)
+
+def refuse(title):
+    raise OSError(24, "Too many open files", "/proc/self/stat")
+
+identity.write_id_maps, libc.set_title = late, refuse
+'''
+assert sandbox._LAUNCH.endswith("; main()")
+sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + f"exec({DYING!r}); main()"
+"""
+
+
+def test_an_init_that_ends_before_its_ids_are_mapped_says_why(run_as_user: RunAsUser, user_directory: Path) -> None:
+    """What the kernel says of the maps of a process that has ended is not taken for what the host allows: no test is
+    skipped for it."""
+    (user_directory / "project" / "conftest.py").write_text(DYING_INIT)
+    text, _ = run_as_user(
+        """
+        import pytest
+
+        @pytest.mark.crate
+        def test_it(): pass
+        """,
+        "-ocrate_unsupported=skip",
+    )
+    assert "1 error" in text
+    assert "Too many open files" in text

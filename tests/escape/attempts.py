@@ -160,6 +160,14 @@ def find_a_leaked_descriptor(decoys: Decoys) -> str | None:
     return ", ".join(found) or None
 
 
+def open_what_is_mapped(decoys: Decoys) -> str | None:
+    """Open what was mapped before the crate was entered, such as a body's C library, by /proc/self/map_files."""
+    for name in os.listdir("/proc/self/map_files"):
+        os.close(os.open(f"/proc/self/map_files/{name}", os.O_RDONLY))
+        return name
+    return None
+
+
 def write_to_a_file_of_the_host(decoys: Decoys) -> str | None:
     """Write to a file that can be seen. Whether it reaches the host is seen there (:data:`EFFECTS`)."""
     Path(decoys["file"]).write_text("written by an attempt", encoding="ascii")
@@ -443,7 +451,7 @@ def set_a_release_agent(decoys: Decoys) -> str | None:
 
 
 def change_a_cgroup(decoys: Decoys) -> str | None:
-    """Leave the own cgroup for another, or write to its limits: wherever a cgroup file system can be found or made."""
+    """Leave the own cgroup for another, or write to its limits (CVE-2023-25809), wherever one can be found."""
     places = [decoys["cgroup"]]
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     places += [line.split(" ")[4] for line in lines if " - cgroup" in line]
@@ -545,7 +553,7 @@ ATTEMPTS: dict[str, Attempt] = {
     function.__name__: function
     for function in (
         read_a_hidden_file, climb_out_of_a_chroot, use_a_leaked_descriptor, find_a_leaked_descriptor,
-        write_to_a_file_of_the_host, overwrite_a_program_that_runs, open_by_handle,
+        open_what_is_mapped, write_to_a_file_of_the_host, overwrite_a_program_that_runs, open_by_handle,
         make_a_disk_node, read_a_disk_node, see_a_process_of_the_host, signal_a_process_of_the_host,
         trace_a_process_of_the_host, trace_init, start_many_processes, leave_a_daemon, connect_to_an_abstract_socket,
         connect_to_a_port_of_the_host, connect_to_a_socket_file, attach_shared_memory, open_shared_memory,

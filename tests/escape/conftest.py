@@ -317,6 +317,7 @@ PROTECTIONS: Mapping[str, tuple[str, dict[str, object]]] = {
     "climb_out_of_a_chroot": ("jail", NONE),
     "use_a_leaked_descriptor": ("leak", NONE),
     "find_a_leaked_descriptor": ("leak", NONE),
+    "open_what_is_mapped": ("host", NONE),
     "write_to_a_file_of_the_host": ("crate", {"project": "rw"}),
     "overwrite_a_program_that_runs": ("crate", {"project": "rw"}),
     "open_by_handle": ("crate", {"cap_add": ["dac_read_search"]}),

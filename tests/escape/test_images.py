@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs("root", "overlay")
 
 # Where a crate mounts, or writes, while it is made; and the CVE of a runtime that was led astray there.
 PLACES = {
-    "dev": "CVE-2026-41579",
+    "dev": "CVE-2026-41579, CVE-2026-47766",
     "dev/null": "CVE-2025-31133",
     "dev/pts": "CVE-2025-52565",
     "dev/console": "CVE-2025-52565",

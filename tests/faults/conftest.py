@@ -83,6 +83,7 @@ from pathlib import Path
 import psutil
 import pytest
 from pytest_crate.errors import SandboxError
+from pytest_crate.kernel.cgroup import Owner
 from pytest_crate.plugin.conductor import CRATES
 from pytest_crate.sandbox import launcher, sandbox
 from tests.faults import injector
@@ -96,6 +97,7 @@ sandbox.Engine.prepare = lambda *_: None
 RESULTS = open(HERE / "results.jsonl", "w", buffering=1)
 FIRST = {}
 ENGINES = []
+LAUNCHERS = set()  # all that there have been
 
 def number_of(nodeid):
     return int(nodeid.rpartition("[")[2].rstrip("]"))
@@ -136,14 +138,20 @@ def descriptors(process):
 def levels():
     own = psutil.Process()
     launchers = own.children()
+    LAUNCHERS.update(child.pid for child in launchers)
     return {
         "launcher": [child.name() for child in launchers],
         "in crates": [process.name() for child in launchers for process in child.children(recursive=True)],
         "descriptors": len(os.listdir("/proc/self/fd")),
         "launcher's descriptors": [descriptors(child) for child in launchers],
         "mounts": sorted(leftovers.mounts(set())),
+        # Not those of another run that has been killed.
         "control groups": sorted(
-            entry.path for run in leftovers.leftover_cgroups() for entry in entries(run) if entry.is_dir()
+            entry.path
+            for run in leftovers.leftover_cgroups()
+            if (owner := Owner.from_name(os.path.basename(run))) and owner.pid in LAUNCHERS
+            for entry in entries(run)
+            if entry.is_dir()
         ),
     }
 

@@ -268,6 +268,38 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
     assert run_inner().outcomes() == {"passed": 1}
 
 
+def test_a_file_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A file of more than max_size is not read: pytest grows by at most 50 MiB."""
+    pytester.makepyfile(
+        """
+        import re, pytest
+        from pytest_crate import SandboxError
+
+        def peak():
+            return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10
+
+        def test_sparse(crate_sandbox):
+            crate_sandbox.run(["truncate", "-s", "10G", "/tmp/much"], check=True)
+            before = peak()
+            for read in crate_sandbox.read_bytes, crate_sandbox.read_text:
+                with pytest.raises(SandboxError, match="/tmp/much.*: it has more than max_size=32 MiB"):
+                    read("/tmp/much")
+            assert peak() - before <= 50
+
+        def test_sizes(crate_sandbox):
+            crate_sandbox.write_bytes("/tmp/some", bytes(40 << 20))
+            with pytest.raises(SandboxError, match="it has more than max_size="):
+                crate_sandbox.read_bytes("/tmp/some", max_size=(40 << 20) - 1)
+            for most in (40 << 20, "40m", None):
+                assert len(crate_sandbox.read_bytes("/tmp/some", max_size=most)) == 40 << 20
+            with pytest.raises(ValueError, match="max_size must be a size such as '64m', or None .*, not 'x'"):
+                crate_sandbox.read_text("/tmp/some", max_size="x")
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 2}, run.text
+
+
 def test_output_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A program that writes more than max_output is killed and named in an error; pytest grows by at most 50 MiB."""
     pytester.makepyfile(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from pytest_crate.errors import SandboxError
 from pytest_crate.sandbox import mounts
 from pytest_crate.sandbox.rootfs import (
     HostView,
@@ -216,3 +219,40 @@ def test_what_kept_entries_are(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("elsewhere")
     (tmp_path / "directory").rmdir()
     assert entries(view) == (0, "elsewhere", stat.S_IFREG)
+
+
+OPTIONAL = [
+    mounts.Overlay(target="/place", lower="/place", if_present=True),
+    mounts.Bind(target="/place", source="/place", if_present=True),
+]
+
+
+@pytest.mark.parametrize("operation", OPTIONAL, ids=lambda operation: str(operation.kind))
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.ENOTDIR, errno.EACCES])
+def test_what_has_gone_meanwhile_is_not_shown(
+    operation: mounts.Operation, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown only if it is there, and isn't, or can't be seen by the user, is left out."""
+    monkeypatch.setattr(os, "stat", Refusing(error))
+    operation.perform(mounts.Workshop(rootless=True))
+
+
+@pytest.mark.parametrize("operation", OPTIONAL, ids=lambda operation: str(operation.kind))
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EPERM, errno.EIO])
+def test_a_root_lacks_nothing_because_of_an_error(
+    operation: mounts.Operation, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel can't tell whether it is there, the crate is not made."""
+    monkeypatch.setattr(os, "stat", Refusing(error))
+    with pytest.raises(SandboxError, match=rf"show /place .*at /place: stat\(/place\): {os.strerror(error)}"):
+        operation.perform(mounts.Workshop(rootless=True))
+
+
+class Refusing:
+    """Stands for a function of the kernel's that always fails."""
+
+    def __init__(self, error: int) -> None:
+        self._error = error
+
+    def __call__(self, path: str, **_: object) -> None:
+        raise OSError(self._error, os.strerror(self._error), path)

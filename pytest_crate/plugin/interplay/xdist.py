@@ -11,12 +11,12 @@ from pytest_crate.plugin.interplay.adapter import Adapter
 
 
 def adapter(config: pytest.Config) -> Adapter | None:
-    if not hasattr(config, "workerinput"):
-        return None
-    (worker,) = (each for each in config.pluginmanager.get_plugins() if type(each).__name__ == "WorkerInteractor")
-    # execnet's, of a worker that is this machine's.
-    way = worker.channel.gateway._io  # noqa: SLF001
-    return _Worker([getattr(way, name).fileno() for name in ("infile", "outfile") if hasattr(way, name)])
+    for plugin in config.pluginmanager.get_plugins():
+        if type(plugin).__name__ == "WorkerInteractor":
+            # execnet's pipes; a worker reached by a socket has none.
+            way = plugin.channel.gateway._io  # noqa: SLF001
+            return _Worker([getattr(way, name).fileno() for name in ("infile", "outfile") if hasattr(way, name)])
+    return None
 
 
 class _Worker(Adapter):
