@@ -245,7 +245,7 @@ def test_a_root_lacks_nothing_because_of_an_error(
     """Where the kernel can't tell whether it is there, the crate is not made."""
     monkeypatch.setattr(os, "stat", Refusing(error))
     with pytest.raises(SandboxError, match=rf"show /place .*at /place: stat\(/place\): {os.strerror(error)}"):
-        operation.perform(mounts.Workshop(rootless=True))
+        operation.perform(mounts.Workshop(rootless=True, one_user=True))
 
 
 class Refusing:
