@@ -234,7 +234,7 @@ def test_what_has_gone_meanwhile_is_not_shown(
 ) -> None:
     """What is shown only if it is there, and isn't, or can't be seen by the user, is left out."""
     monkeypatch.setattr(os, "stat", Refusing(error))
-    operation.perform(mounts.Workshop(rootless=True))
+    operation.perform(mounts.Workshop(rootless=True, one_user=True))
 
 
 @pytest.mark.parametrize("operation", OPTIONAL, ids=lambda operation: str(operation.kind))
