@@ -16,7 +16,7 @@ import pytest
 
 from tests.comparing import read_junit, without_varying
 
-INNER_TIMEOUT_SECONDS = 120
+INNER_TIMEOUT_SECONDS = 120 * int(os.environ.get("CRATE_TEST_PATIENCE", "1"))
 
 RECORDER = Path(__file__).parent / "recorder.py"
 
