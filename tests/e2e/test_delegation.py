@@ -34,9 +34,8 @@ def place() -> Iterator[Path]:
     for process in processes:
         process.kill()
         process.wait()
-    for leaf in directory.glob("*/"):
-        leaf.rmdir()
-    directory.rmdir()
+    # What they had forked is in it until it is reaped.
+    cgroupfs.remove_directory(str(directory))
 
 
 def members(directory: Path) -> set[int]:
