@@ -217,6 +217,9 @@ def _feature_of(error: SandboxError) -> _Feature | None:
         return _USER_NAMESPACES if flags & libc.CLONE_NEWUSER else _NAMESPACES
     if call == "write" and path.endswith(("/uid_map", "/gid_map", "/setgroups")):
         return _USER_NAMESPACES
+    if call in ("ioctl", "netlink") and path.startswith(("SIOC", "RTM_")):
+        # The first to be refused where AppArmor lets a user namespace be made and takes its capabilities away.
+        return _NAMESPACES
     if call == "mount":
         if " type overlay" in path:
             return _OVERLAY

@@ -133,13 +133,6 @@ def guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def older_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """A guest with the kernel of the Debian before, 5.10."""
-    with _with_wheel(guest_image, tmp_path_factory.mktemp("older"), guest_image.kernel("5.10"), wheel) as machine:
-        yield machine
-
-
-@pytest.fixture(scope="session")
 def ubuntu_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A guest with Ubuntu's kernel, 6.8."""
     with _with_wheel(guest_image, tmp_path_factory.mktemp("ubuntu"), guest_image.kernel("6.8"), wheel) as machine:

@@ -236,7 +236,7 @@ BORN = """
 """
 
 
-@pytest.mark.parametrize("user", [USER, "root"])
+@pytest.mark.parametrize("user", [USER, pytest.param("root", marks=pytest.mark.long)])
 def test_a_body_is_born_in_its_cgroup(seen: Any, user: str) -> None:
     """It is there from its first instruction; where root's pytest has other threads it is moved. It is held there."""
     found = seen(

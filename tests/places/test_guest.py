@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -147,41 +148,32 @@ def test_docker(check: Check, guest: Guest, place: Place) -> None:
     check(place, guest)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("place", [ROOT, SESSION], ids=lambda place: place.name)
-def test_older_kernel(check: Check, older_guest: Guest, place: Place) -> None:
-    """The same on the kernel of the Debian before: overlays are not for ordinary users, and there is no memory.peak."""
-    older = dataclasses.replace(place, name=f"{place.name}, older kernel", overlay=place is ROOT, peak=False)
-    check(older, older_guest)
-
-
-@contextmanager
-def without_overlay(guest: Guest) -> Iterator[None]:
-    """Take the kernel's module away for a while."""
-    off = "echo 'install overlay /bin/false' >/etc/modprobe.d/place.conf && systemctl stop docker && rmmod overlay"
-    done = guest.run(off)
-    assert done.returncode == 0, done.stderr
-    try:
-        yield
-    finally:
-        guest.run("rm /etc/modprobe.d/place.conf; systemctl start docker")
+# As Ubuntu's own of this name: a user namespace may be made, and there are no capabilities in it.
+_UBUNTU_PROFILE = """
+profile unprivileged_userns flags=(attach_disconnected) {
+  audit deny capability,
+  file, network, mount, umount, pivot_root, signal, ptrace, unix, dbus, change_profile,
+}
+"""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("place", [ROOT, SESSION], ids=lambda place: place.name)
-def test_no_overlay(check: Check, guest: Guest, place: Place) -> None:
-    """A kernel without overlays: the header and the doctor say what is done instead, and nothing else is less."""
-    with without_overlay(guest):
-        check(dataclasses.replace(place, name=f"{place.name}, no overlay", overlay=False), guest)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("restricted", [True, False])
-def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, restricted: bool) -> None:
-    """Where AppArmor restricts user namespaces each failure has the command to mend it, which does."""
-    place = RESTRICTED if restricted else dataclasses.replace(SESSION, name="user, Ubuntu's kernel, not restricted")
-    with sysctl(ubuntu_guest, "kernel.apparmor_restrict_unprivileged_userns", int(restricted)):
+@pytest.mark.parametrize("profile", [False, True])
+def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, profile: bool) -> None:
+    """Where AppArmor restricts user namespaces each failure has the command to mend it, whether there is a profile that
+    lets them be made without capabilities, as on Ubuntu, or none, which keeps them from being made. It does mend it."""
+    place = RESTRICTED
+    if profile:
+        place = dataclasses.replace(place, name=f"{place.name} by their capabilities")
+        loaded = ubuntu_guest.run("apparmor_parser -r", stdin=_UBUNTU_PROFILE.encode())
+        assert loaded.returncode == 0, loaded.stderr
+    else:
+        ubuntu_guest.run("apparmor_parser -R", stdin=_UBUNTU_PROFILE.encode())
+    with sysctl(ubuntu_guest, "kernel.apparmor_restrict_unprivileged_userns", 1):
         check(place, ubuntu_guest)
+        assert ubuntu_guest.run(place.refusal).returncode == 0
+        doctor = json.loads(ubuntu_guest.run(f"{PYTHON} -m pytest_crate.cli doctor --json", user=USER).stdout)
+    assert {row["feature"] for row in doctor["rows"] if row["status"] == "missing"} == {"cpuset limit"}
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ CLONE_ALL = SandboxError("start", syscall="clone", path=hex(libc.CLONE_NEWUSER |
 UID_MAP = SandboxError("map", syscall="write", path="/proc/12/uid_map", errno=errno.EPERM)
 PROC = SandboxError("mount proc", syscall="mount", path="proc -> /new/proc type proc", errno=errno.EPERM)
 SLAVE = SandboxError("make private", syscall="mount", path="none -> /", errno=errno.EACCES)
+LOOPBACK = SandboxError("bring lo up", syscall="ioctl", path="SIOCSIFFLAGS lo", errno=errno.EPERM)
 OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay [lowerdir=/]", errno=errno.EINVAL)
 
 
@@ -59,6 +60,13 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             "user namespaces",
             "Docker, Podman: --cap-add SETFCAP; or in it run pytest as another user than root",
             id="runc's default capabilities",
+        ),
+        pytest.param(
+            LOOPBACK,
+            Circumstances(privileged=False, apparmor_restrict_userns=1, userns_clone=1),
+            "namespaces",
+            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`",
+            id="Ubuntu's AppArmor, with Ubuntu's own profile",
         ),
         pytest.param(
             UID_MAP,
