@@ -114,6 +114,11 @@ SUITES = (
         part="what touches files, processes, signals, loopback sockets and pytest",
         allowed={
             _of("test_fileio", r"TestPath::test_is_block_device.*"): "skipped: a crate's /dev has no disk",
+            # asyncio's "Task exception was never retrieved", of a pytest that it starts: without crates, too, it is
+            # there or not by how many objects that pytest makes, with a period of 700 (gc.get_threshold).
+            _of(
+                "test_pytest_plugin", r"test_keyboardinterrupt_during_test\[asyncio\]"
+            ): "what a process prints at its end, by when its garbage is collected",
         },
     ),
     Suite(
