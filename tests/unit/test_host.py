@@ -167,6 +167,8 @@ def test_refused_cgroup_is_explained_by_its_version(tmp_path: Path) -> None:
         SandboxError("bind", syscall="mount", path="/data -> /new/data", errno=errno.ENOENT),
         SandboxError("limit pids", syscall="write", path="/sys/fs/cgroup/a/pids.max", errno=errno.EINVAL),
         SandboxError("open", syscall="open", path="/etc/passwd", errno=errno.EACCES),
+        SandboxError("make a mount point", syscall="openat2", path="/proc", errno=errno.ENOSPC),
+        SandboxError("make a mount point", syscall="openat2", path="/data", errno=errno.EACCES),
         SandboxError("use a crate", detail="it is closed already"),
     ],
 )
