@@ -49,7 +49,12 @@ class Crates:
         self._homes: tuple[str | None, tuple[str, ...]] = (None, ())
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
-        basetemp = private.basetemp(config)
+        try:
+            basetemp = private.basetemp(config)
+        except OSError as error:
+            raise pytest.UsageError(
+                f"crates: pytest's temporary directory could not be made: {error}; name another with --basetemp"
+            ) from None
         self._basetemp = None if basetemp is None else os.path.realpath(basetemp)
         # pytest's own directories are numbered and shared with its other runs; basetemp is shown as it is.
         self._own = () if self._basetemp is None else (self._basetemp, _numbered_directories(self._basetemp))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -101,6 +102,18 @@ def test_option(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.result.stderr.fnmatch_lines(["*--crate-memory: memory='lots': expected a size*"])
     assert run_inner("--crate-top=x").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_no_temporary_directory(pytester: pytest.Pytester) -> None:
+    """A --basetemp that can't be made ends the run with an error that names it; without crates nothing asks for it."""
+    pytester.makepyfile("def test_it(): open('ran', 'w')\n")
+    args = (f"--basetemp={pytester.path}/no/such", "-p", "no:cacheprovider")
+    assert pytester.runpytest_subprocess("--crate-off", *args[1:]).ret == 0
+    (pytester.path / "ran").unlink()
+    run = pytester.run(sys.executable, "-m", "pytest", "--crate-all", *args)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: crates: *No such file or directory*/no/such*--basetemp"])
+    assert not (pytester.path / "ran").exists()
 
 
 def test_images_that_cannot_be_used(pytester: pytest.Pytester, run_inner: RunInner) -> None:
