@@ -22,7 +22,7 @@ class Interrupts:
     """
 
     def __init__(self, pass_on: Callable[[], None]) -> None:
-        self._pass_on = pass_on
+        self._pass_on: Callable[[], None] | None = pass_on
         self._came_nsec: int | None = None
         # A handler of somebody else's is kept.
         self._handles = (
@@ -33,8 +33,9 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._comes)
 
     def _comes(self, number: int, frame: FrameType | None) -> None:
-        if self._came_nsec is not None:
+        if self._came_nsec is not None or self._pass_on is None:
             signal.default_int_handler(number, frame)
+            return
         self._pass_on()
         self._came_nsec = monotonic.nanoseconds()
 
@@ -46,6 +47,8 @@ class Interrupts:
         """Have Ctrl-C interrupt pytest again; idempotent."""
         if self._handles and signal.getsignal(signal.SIGINT) == self._comes:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Its owner's: with it the two would hold each other, and be there until the next collection.
+        self._pass_on = None
 
 
 class Lent:
