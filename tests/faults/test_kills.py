@@ -197,8 +197,11 @@ def verify(run: Run, printed: str) -> Counter[str]:
         counted["failed" if failures else "passed"] += 1
         if not failures and "call" in [when for when, _, _ in phases]:
             assert name in done, f"{name} passed, and its body has not come to its end: {run.plan}"
-    assert "INTERNALERROR" not in printed, printed
-    if not any(target.startswith("pytest") for target, _ in run.plan.kills):
+    # The end of xdist's controller, crates or not, that has work for a worker which was killed a moment before: execnet
+    # can't send it, and nobody there expects that.
+    broken_off = "worker" in run.hit and "INTERNALERROR> OSError: cannot send (already closed?)" in printed
+    assert broken_off or "INTERNALERROR" not in printed, printed
+    if not broken_off and not any(target.startswith("pytest") for target, _ in run.plan.kills):
         assert run.code in (0, 1), printed
         assert len(outcomes) == TESTS, f"{run.plan}: {sorted(outcomes)}\n{printed}"
         # One test runs in a crate, the next one's is prepared; a launcher has both.
