@@ -42,6 +42,8 @@ class Driver:
     ) -> None:
         self._ended = True
         self._stack.close()
+        if self._name != specs.ONE_CRATE:
+            self._item.config.stash[CONDUCTOR].prepare_next()
 
     def make(self, *values: object, **keys: Any) -> CrateSandbox:
         """Make a crate of the test's spec, changed by marker keys.
@@ -71,11 +73,13 @@ class Driver:
             reason = f"crate: {error}"
         if sandbox is None:
             pytest.fail(reason, pytrace=False)
-        self._item.config.stash[CONDUCTOR].prepare_next()
         self._count += 1
-        name = self._name if self._name == "crate_sandbox" else f"crate_sandbox[{self._count}]"
+        name = self._name if self._name == specs.ONE_CRATE else f"crate_sandbox[{self._count}]"
         made = CrateSandbox(sandbox, spec, name=name)
         self._stack.callback(self._close, made)
+        if self._name == specs.ONE_CRATE:
+            # Not where others may follow, of other specs: for the first of them it would be given up.
+            self._item.config.stash[CONDUCTOR].prepare_next()
         return made
 
     def _close(self, made: CrateSandbox) -> None:

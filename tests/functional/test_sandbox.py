@@ -384,7 +384,7 @@ def test_files_of_the_tests(pytester: pytest.Pytester, run_inner: RunInner) -> N
 
 def test_the_next_tests_crate_is_begun(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """While a test drives its crate, or rides in it, the one that the next test will drive is made ready, and no other:
-    a factory's would be a guess."""
+    a factory's would be a guess. One that drives several has the next test's made ready when it ends."""
     pytester.makepyfile(
         """
         import psutil, time, pytest
@@ -407,6 +407,7 @@ def test_the_next_tests_crate_is_begun(pytester: pytest.Pytester, run_inner: Run
         def test_that_makes_another(crate_sandbox_factory):
             await_inits(0)
             crate_sandbox_factory(hostname="another")
+            crate_sandbox_factory(hostname="third")
             await_inits(2)
         def test_last(crate_sandbox):
             await_inits(1)
