@@ -274,7 +274,7 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
         return "GitLab's docker executor confines its jobs", "privileged = true in the runner's config.toml"
     # What makes or moves mounts is AppArmor's business; the calls that seccomp filters are refused first.
     if host.apparmor and feature not in (_USER_NAMESPACES, _NAMESPACES, _HOST_NAME, *_NEED_NO_NAMESPACE):
-        return f"the AppArmor profile {host.apparmor} denies it", "Docker: --security-opt apparmor=unconfined"
+        return f"the AppArmor profile {host.apparmor} denies it", "Docker, Podman: --security-opt apparmor=unconfined"
     if host.seccomp and number == errno.EPERM:
         return "a seccomp filter denies it", "Docker, Podman: --security-opt seccomp=unconfined"
     if feature is _OVERLAY:

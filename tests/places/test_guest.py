@@ -60,13 +60,23 @@ CONTAINER = dataclasses.replace(
     wrapper=_CONTAINER.format(flags=""),
     limits=frozenset(),
     namespaces=False,
+    # Podman's own profile (containers-default), where AppArmor is in force.
+    refusal="Docker, Podman: --security-opt apparmor=unconfined",
+)
+_NO_PROFILE = "--security-opt apparmor=unconfined"
+CONTAINER_MASKED = dataclasses.replace(
+    CONTAINER,
+    name="root, cgroup v2, Podman container without AppArmor's profile",
+    wrapper=_CONTAINER.format(flags=_NO_PROFILE),
     refusal="--security-opt unmask=ALL",
 )
 # What the doctor names there, row by row.
 OPENED = dataclasses.replace(
     ROOT,
     name="root, cgroup v2, Podman container opened",
-    wrapper=_CONTAINER.format(flags="--security-opt unmask=ALL --cgroups=split --security-opt seccomp=unconfined"),
+    wrapper=_CONTAINER.format(
+        flags=f"{_NO_PROFILE} --security-opt unmask=ALL --cgroups=split --security-opt seccomp=unconfined"
+    ),
     cgroup="own cgroup",
 )
 PRIVILEGED = dataclasses.replace(
@@ -132,7 +142,9 @@ def sysctl(guest: Guest, name: str, value: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "place", [ROOT, SESSION, DELEGATED_SCOPE, PLAIN, CONTAINER, OPENED, PRIVILEGED], ids=lambda place: place.name
+    "place",
+    [ROOT, SESSION, DELEGATED_SCOPE, PLAIN, CONTAINER, CONTAINER_MASKED, OPENED, PRIVILEGED],
+    ids=lambda place: place.name,
 )
 def test_place(check: Check, guest: Guest, place: Place) -> None:
     """Every place has what it must, and says of the rest why not and how to mend it."""

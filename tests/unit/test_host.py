@@ -93,7 +93,7 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             SLAVE,
             Circumstances(privileged=True, seccomp=True, container="docker", apparmor="docker-default"),
             "private mounts",
-            "Docker: --security-opt apparmor=unconfined",
+            "Docker, Podman: --security-opt apparmor=unconfined",
             id="Docker's AppArmor profile",
         ),
         pytest.param(
@@ -118,7 +118,7 @@ OVERLAY = SandboxError("mount", syscall="mount", path="crate -> /m type overlay 
             SandboxError("change the root", syscall="pivot_root", path="/new", errno=errno.EPERM),
             Circumstances(privileged=True, apparmor="lxc"),
             "pivot_root",
-            "Docker: --security-opt apparmor=unconfined",
+            "Docker, Podman: --security-opt apparmor=unconfined",
             id="pivot_root",
         ),
         pytest.param(
