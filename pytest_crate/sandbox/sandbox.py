@@ -77,6 +77,7 @@ class Engine:
         self._channel: socket.socket | None = None
         self._pid = 0
         self._enforcement: Enforcement | None = None
+        self._lost = False
         self._count = 0
         self._highest: int | None = None
         # What the next crate is made of if nothing else is said, here and in the launcher.
@@ -132,6 +133,7 @@ class Engine:
         if "sandbox_error" in answer:
             self._forget()
             raise SandboxError.from_json(answer["sandbox_error"])
+        self._lost = False
         self._enforcement = Enforcement(
             cgroups=cgroup.CgroupOffer.from_json(answer["cgroups"]),
             rootless=answer["rootless"],
@@ -164,6 +166,7 @@ class Engine:
     def _forget(self) -> None:
         """Give the launcher up; the next use starts another."""
         if self._channel is not None:
+            self._lost = self._enforcement is not None
             # Not just closed: whatever was forked from this process has the socket, too.
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
@@ -389,7 +392,14 @@ class Engine:
     def close(self) -> None:
         """End the launcher, and with it every crate; idempotent."""
         with self._lock:
+            if self._channel is not None and self._has_ended(self._channel):
+                self._forget()
+            if self._lost:
+                # One that was killed has left its control groups, for the next one to remove: who knows when that is.
+                with contextlib.suppress(SandboxError, HostError):
+                    self._start()
             self._forget()
+            self._lost = False
 
     def disown(self) -> None:
         """In a forked child: close what is the parent's, the socket without ending the launcher."""

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from pytest_crate.kernel import cgroup
+from tests.leftovers import leftover_cgroups
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import RunCrated
@@ -302,3 +303,21 @@ def test_sigkill_of_the_launcher_fails_the_test(tmp_path: Path) -> None:
     assert re.search(r"FAILED test_inner.py::test_killed - .*launcher", output)
     assert "1 failed, 1 passed" in output
     assert run.no_cgroup_left()
+
+
+def test_sigkill_of_the_launcher_at_the_end(pytester: pytest.Pytester) -> None:
+    """When the launcher is killed after the last crate, its control groups are removed all the same, at the end."""
+    before = leftover_cgroups()
+    pytester.makeconftest(
+        """
+        import psutil
+
+        def pytest_sessionfinish():
+            (launcher,) = (each for each in psutil.Process().children() if each.name() == "crate-launcher")
+            launcher.kill()
+        """
+    )
+    pytester.makepyfile("def test_it(): pass")
+    done = pytester.runpytest_subprocess("--crate-all", "-p", "no:cacheprovider")
+    assert done.parseoutcomes()["passed"] == 1
+    assert leftover_cgroups() == before
