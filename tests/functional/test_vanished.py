@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_crate.kernel import hierarchies
-from tests.inner import RunInner
+from tests.inner import InnerRun, RunInner
 
 pytestmark = pytest.mark.needs("root", "memory limit")
 
@@ -22,7 +22,7 @@ TESTS = """
         removed = 0
         for top in {tops}:
             for parent, directories, _ in os.walk(top, topdown=False):
-                if "pytest-crate-" in parent:
+                if parent != top:
                     os.rmdir(parent)
                     removed += 1
         assert removed
@@ -54,7 +54,7 @@ OPEN = """
         assert crate_sandbox.run(["true"]).returncode == 0
         for top in {tops}:
             for parent, directories, _ in os.walk(top, topdown=False):
-                if "pytest-crate-" in parent:
+                if parent != top:
                     os.rmdir(parent)
         with pytest.raises(SandboxError, match="join the crate's cgroup|fork into the crate") as caught:
             crate_sandbox.run(["true"])
@@ -63,54 +63,51 @@ OPEN = """
 
 
 @pytest.fixture
-def parent(tests_own_cgroups: list[str]) -> Iterator[str]:
-    """A control group of the test's own, in each hierarchy; what is left of it afterwards is an error."""
-    name = f"pytest-vanishing-{os.getpid()}"
-    directories = [Path(directory, name) for directory in tests_own_cgroups]
-    for directory in directories:
-        directory.mkdir()
-    yield name
-    for directory in directories:
-        if directory.exists():
-            directory.rmdir()
-
-
-@pytest.fixture
-def tests_own_cgroups() -> list[str]:
-    """The mount points of the hierarchies in which crates are limited."""
+def own_cgroups() -> Iterator[list[str]]:
+    """Control groups of the test's own, one in each hierarchy in which crates are limited; what is left in them
+    afterwards is an error."""
     mounts = hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
     first = [mount.point for mount in mounts if mount.controllers & {"memory", "cpu", "cpuacct", "pids", "cpuset"}]
     points = first or [mount.point for mount in mounts if mount.version == 2]
-    return list(dict.fromkeys(os.path.realpath(point) for point in points))
+    directories = {Path(os.path.realpath(point), f"pytest-crate-test-{os.getpid()}") for point in points}
+    for directory in directories:
+        directory.mkdir()
+    yield sorted(map(str, directories))
+    for directory in directories:
+        directory.rmdir()
+
+
+@pytest.fixture
+def run_below(pytester: pytest.Pytester, run_inner: RunInner, own_cgroups: list[str]) -> Callable[[str], InnerRun]:
+    """Run tests whose crates are below these control groups, which they know as ``{tops}``."""
+
+    def run(source: str) -> InnerRun:
+        pytester.makeini(f"[pytest]\ncrate_cgroup_parent = /{os.path.basename(own_cgroups[0])}\n")
+        pytester.makepyfile(source.replace("{tops}", repr(own_cgroups)))
+        return run_inner("-p", "no:rerunfailures")
+
+    return run
 
 
 def test_the_run_goes_on_and_says_what_is_gone(
-    pytester: pytest.Pytester, run_inner: RunInner, parent: str, tests_own_cgroups: list[str]
+    pytester: pytest.Pytester, run_below: Callable[[str], InnerRun], own_cgroups: list[str]
 ) -> None:
     """Each crate after that is refused, by the path that isn't there; no test's body runs without; others run."""
-    tops = [f"{point}/{parent}" for point in tests_own_cgroups]
-    pytester.makeini(f"[pytest]\ncrate_cgroup_parent = /{parent}\n")
-    pytester.makepyfile(TESTS.replace("{tops}", repr(tops)))
-    run = run_inner("-p", "no:rerunfailures")
+    run = run_below(TESTS)
     outcomes = {name: run.of(name)["outcome"] for name in ("test_before", "test_vanishes", "test_plain")}
     assert outcomes == {"test_before": "passed", "test_vanishes": "passed", "test_plain": "passed"}
     for name in "test_after", "test_programs_after":
         said = run.of(name, "setup")["longrepr"]
         assert said.startswith("crate: create a cgroup: mkdir(")
-        assert f"/{parent}/pytest-crate-" in said
+        assert any(f"{top}/pytest-crate-" in said for top in own_cgroups)
         assert "No such file or directory (errno 2); somebody has removed the run's own, " in said
     assert not (pytester.path / "ran").exists()
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     assert "INTERNALERROR" not in run.text
 
 
-def test_an_open_crate(
-    pytester: pytest.Pytester, run_inner: RunInner, parent: str, tests_own_cgroups: list[str]
-) -> None:
+def test_an_open_crate(run_below: Callable[[str], InnerRun]) -> None:
     """A program that would run in no control group doesn't run; the test can close its crate."""
-    tops = [f"{point}/{parent}" for point in tests_own_cgroups]
-    pytester.makeini(f"[pytest]\ncrate_cgroup_parent = /{parent}\n")
-    pytester.makepyfile(OPEN.replace("{tops}", repr(tops)))
-    run = run_inner("-p", "no:rerunfailures")
+    run = run_below(OPEN)
     assert run.of("test_open")["outcome"] == "passed"
     assert run.ret == pytest.ExitCode.OK
