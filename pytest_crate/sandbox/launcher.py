@@ -822,6 +822,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
             launcher = Launcher(
                 channel, parent, pytest_pidfd, rootless=rootless, ranged=configuration["id_map"] == "range"
             )
+            has_overlay = not overlay.is_refused(rootless=rootless)
         except HostError as error:
             wire.send(channel, {"error": str(error)})
             return None
@@ -838,7 +839,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
                 "cgroups": offer.to_json(),
                 "rootless": rootless,
                 "user_namespace": rootless or launcher.user_namespace is not None,
-                "overlay": not overlay.is_refused(rootless=rootless),
+                "overlay": has_overlay,
             },
         )
         undo.pop_all()

@@ -144,10 +144,11 @@ class Engine:
 
     def _has_ended(self, channel: socket.socket) -> bool:
         """Return whether the launcher has ended: its socket may be open in an init that it has just forked."""
-        try:
-            ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # a test suite that waits for any child
-            ended = None
+        with libc.os_step("ask the launcher", "waitid", str(self._pid)):
+            try:
+                ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # a test suite that waits for any child
+                ended = None
         return ended is not None or _hung_up(channel)
 
     def _receive(self) -> tuple[wire.Message, list[int]]:
@@ -376,6 +377,8 @@ class Engine:
                 sandbox.set_deadline(monotonic.seconds() + spec.timeout_usec / 1e6)
             except BaseException:
                 sandbox.release()
+                with self._lock, _signals_held():
+                    self._discard(number)  # nobody else knows it
                 raise
         return sandbox
 
