@@ -581,7 +581,7 @@ class Sandbox:
         """
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            answer = self._ask("spawn", [*stdio, writing], program=dataclasses.asdict(program))
+            answer = self._ask("spawn", [*stdio, writing], program=program.to_json())
         except BaseException:
             os.close(reading)
             raise
