@@ -328,6 +328,7 @@ PROTECTIONS: Mapping[str, tuple[str, dict[str, object]]] = {
     "trace_a_process_of_the_host": ("host", NONE),
     "trace_init": ("host", NONE),
     "start_many_processes": ("crate", {"pids": 100}),
+    "give_a_child_to_the_parent": ("crate", UNFILTERED),
     "leave_a_daemon": ("host", NONE),
     "connect_to_an_abstract_socket": ("crate", {"network": "host"}),
     "connect_to_a_port_of_the_host": ("crate", {"network": "host"}),
