@@ -1,4 +1,4 @@
-"""Every private name of pytest and pluggy that the plugin touches, each behind a function that says what for."""
+"""Every private name of others that the plugin touches, mostly pytest's, each behind a function that says what for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import faulthandler
 import functools
 import io
 import types
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO, cast
@@ -47,6 +48,7 @@ __all__ = [
     "sets_up_collectors",
     "show_fixtures",
     "show_subtest_parameters",
+    "show_warning_message",
     "take_captured",
     "take_junit_records",
     "tear_down_all",
@@ -426,3 +428,8 @@ def basetemp(config: pytest.Config) -> str | None:
     """Return the run's base temporary directory, made if it is not there yet; None with ``-p no:tmpdir``."""
     factory = getattr(config, "_tmp_path_factory", None)
     return None if factory is None else str(factory.getbasetemp())
+
+
+def show_warning_message(message: warnings.WarningMessage) -> None:
+    """Have a warning shown, or recorded, past any filter, with all that it holds: its line, and its source."""
+    cast("Any", warnings)._showwarnmsg(message)

@@ -530,6 +530,8 @@ class Walk:
         """
         for warning in message.get("warnings", ()):
             transfer.show_warning(warning)
+            if self._body.left() == 0:  # a body that warns without end
+                self._body.time_out()
         if "logged" in message:
             return self._own(transfer.unpack_report(self.item.config, message["logged"])), None
         if "entered" in message:
@@ -587,7 +589,7 @@ class Walk:
             self._body.take_rest()
         self._end()
         if interrupted:
-            raise_interrupt(path, line)
+            raise_interrupt(transfer.shown_source(path), line)
         pytest.exit(reason, returncode=code)
 
 
