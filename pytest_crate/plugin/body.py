@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from pytest_crate.kernel import libc, monotonic
-from pytest_crate.plugin import keyboard, measured, private, threads
+from pytest_crate.plugin import keyboard, measured, private, threads, transfer
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import (
@@ -318,7 +318,7 @@ class Body:
                 try:
                     for frame in self._frames.cut(data):
                         hears(frame)
-                        messages.append(wire.decode(frame))
+                        messages.append(self._decoded(frame))
                 except wire.WireError as error:
                     raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
                 return messages
@@ -332,6 +332,13 @@ class Body:
             # Not only if nothing came: the stacks' pipe may be flooded.
             if self.left() == 0:
                 self.time_out()
+
+    def _decoded(self, frame: bytes) -> wire.Message:
+        message = wire.decode(frame)
+        if b"\\ud" in frame and hasattr(self.item.config, "workerinput"):
+            # execnet, on the way to xdist's controller, takes no lone surrogate, and the worker would end.
+            message = transfer.encodable(message)
+        return message
 
     def take_rest(self, *, waits: bool = False, reported: bool = False) -> None:
         """Take what the child sends after a test's last report, until it leaves or its time is over.
@@ -359,7 +366,7 @@ class Body:
             if not data:
                 break
             try:
-                received = self._frames.feed(data)
+                received = [self._decoded(frame) for frame in self._frames.cut(data)]
             except wire.WireError as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
             for message in received:

@@ -68,6 +68,20 @@ def properties_to_builtins(properties: Iterable[tuple[str, object]]) -> list[tup
     ]
 
 
+def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[str, Any]]:
+    """Return ``user_properties`` with names that JUnit XML can hold: pytest sees only to their values."""
+    return [(private.xml_text(name), value) for name, value in properties]
+
+
+def encodable(value: Any) -> Any:
+    """Return builtins whose texts can be encoded: a lone surrogate becomes its escape."""
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [encodable(item) for item in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
     # Lone surrogates survive JSON's escapes; str subclasses don't matter here.
     if len(text) <= most:
@@ -124,7 +138,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
         path, line, reason = report.longrepr
         report.longrepr = (path, line, reason)
     report.location = tuple(report.location)  # type: ignore[assignment]
-    report.user_properties = [(str(name), value) for name, value in report.user_properties]
+    report.user_properties = unpack_properties(report.user_properties)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     _verify(report)
     return report

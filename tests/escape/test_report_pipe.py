@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -353,3 +354,54 @@ def test_a_flood_of_stacks(run_here: RunHere, pytester: pytest.Pytester) -> None
     assert done.count("FAILED test_inner.py::test_floods") == 2, done[-3000:]
     assert "timeout of 3 s exceeded" in done
     assert "PASSED test_inner.py::test_next" in done
+
+
+STRANGE = """
+    import pytest
+
+    pytestmark = pytest.mark.crate
+
+    def test_property(record_property):
+        record_property("\\ud800 \\0", "\\ud800 \\0")
+
+    def test_suite(record_testsuite_property):
+        record_testsuite_property("\\ud800 \\0", "\\ud800 \\0")
+
+    def test_message():
+        raise ValueError("\\ud800 \\0")
+
+    def test_attribute(record_xml_attribute):
+        record_xml_attribute('a="1"></testcase><testcase name="test_forged" b', "c")
+
+    def test_warning():
+        __import__("warnings").warn("\\ud800 \\0")
+
+    def test_next(): pass
+"""
+IN_A_NAME = """
+    def test_logs():
+        forge(frame({"logged": report("\\ud800")}))
+
+    def test_counts():
+        forge(frame(phase("test_counts", "call") | {"failed_subtests": "x"}))
+
+    def test_next(): pass
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["-n1"]], ids=["plain", "xdist"])
+def test_what_cannot_be_written_does_not_end_the_run(
+    run_here: RunHere, pytester: pytest.Pytester, args: list[str]
+) -> None:
+    """Neither JUnit XML nor the way to xdist's controller can hold every text, or any name: the run goes on, and the
+    file is one, without a test that is none."""
+    # With xdist there is no JUnit XML where the test runs, to record an attribute for.
+    strange = {"test_message"} if args else {"test_message", "test_attribute"}
+    for source, failed in ((STRANGE, strange), (FORGING + IN_A_NAME, {"test_logs", "test_counts"})):
+        done = run_here(source, args=["--junitxml=junit.xml", *args])
+        assert "INTERNALERROR" not in done, done[-3000:]
+        assert "PASSED test_inner.py::test_next" in done, done[-3000:]
+        cases = ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")
+        outcomes = {case.get("name"): bool({"failure", "error"} & {part.tag for part in case}) for case in cases}
+        assert {name for name, bad in outcomes.items() if bad} == failed
+        assert "test_forged" not in outcomes
