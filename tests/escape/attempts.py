@@ -19,7 +19,12 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-INHERITED = [number for number in range(1 << 12) if _is_open(number)]
+def open_descriptors() -> list[int]:
+    """Return the descriptors that are open."""
+    return [number for number in range(1 << 12) if _is_open(number)]
+
+
+INHERITED = open_descriptors()
 """The descriptors that this process began with: before ctypes, whose library may keep a file open."""
 
 # ruff: noqa: E402
@@ -150,7 +155,7 @@ def use_a_leaked_descriptor(decoys: Decoys) -> str | None:
 
 def find_a_leaked_descriptor(decoys: Decoys) -> str | None:
     """Find any descriptor that was not given: for a program beyond 0, 1, 2, for a body one of the engine's."""
-    engine = re.compile(r"(mnt|net|pid|ipc|uts|user|cgroup):|anon_inode:\[pidfd\]|.*/cgroup/")
+    engine = re.compile(r"(socket|mnt|net|pid|ipc|uts|user|cgroup):|anon_inode:\[pidfd\]|.*/cgroup/")
     found = []
     for number in INHERITED:
         with contextlib.suppress(OSError):

@@ -42,6 +42,8 @@ IMAGE = pytest.mark.crate(image={project!r} + "/image.tar")
 
 def body(name):
     decoys = json.loads(Path({project!r}, f"{{name}}.json").read_text())
+    # When this was imported there was no crate yet, and nothing of the engine's.
+    attempts.INHERITED[:] = attempts.open_descriptors()
     outcomes = attempts.attempt_all(decoys, {names!r})
     if {limits!r}:
         # Last: a body that goes on after it is killed at the limit.
