@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from pytest_crate.kernel import libc, monotonic
-from pytest_crate.plugin import keyboard, measured, private, threads
+from pytest_crate.plugin import keyboard, measured, private, threads, transfer
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
 from pytest_crate.plugin.report_pipe import (
@@ -106,6 +106,10 @@ class Body:
             # Both ends are kept, so that writing is no error when the child has gone.
             self.awaited, self.step = _pipe(undo)
             self.stacks_fd, self.stacks_sending = _pipe(undo)
+            # Whoever has one end of a pipe can open the other, by /proc/self/fd: what could be read, or written, a
+            # moment ago need not be so now, and pytest must not wait for it.
+            for ours in (self.channel, self.step, self.stacks_fd):
+                os.set_blocking(ours, False)
             undo.pop_all()
         self._output = output
         self._interplay = interplay
@@ -214,7 +218,8 @@ class Body:
             if poll.poll(None if left is None else min(1e9, left * 1e3)) != [(self.step, select.POLLOUT)]:
                 return
             # So much there is room for, without waiting (pipe(7)).
-            view = view[os.write(self.step, view[: select.PIPE_BUF]) :]
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self.step, view[: select.PIPE_BUF]) :]
 
     @property
     def left_behind(self) -> str:
@@ -248,11 +253,15 @@ class Body:
 
         :raises CrateFailed: it doesn't wait: it has not taken those before.
         """
+        refused = "the test wrote to its report's descriptor: it asks, and waits for no answer"
         if _waiting_bytes(self.awaited) > _MOST_WORDS:
-            raise CrateFailed("the test wrote to its report's descriptor: it asks, and waits for no answer")
+            raise CrateFailed(refused)
         # What has been printed here comes first: it may still be in a buffer.
         flush(self.item.config)
-        os.write(self.step, word)
+        try:
+            os.write(self.step, word)
+        except BlockingIOError:
+            raise CrateFailed(refused) from None
 
     def _take_terminal_back(self) -> None:
         lent, self._lent = self._lent, None
@@ -297,33 +306,39 @@ class Body:
                 poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(1e3 * self._at_most())}
-            if not ready:
-                if self.left() == 0:
-                    self.time_out()
+            if not ready and self.left() != 0:
                 self._stop_fork_bomb()
             if self.stacks_fd in ready and not self._read_stacks():
                 poll.unregister(self.stacks_fd)
                 _close(self.stacks_fd)
                 self.stacks_fd = -1
-            if self.channel in ready:
-                data = os.read(self.channel, 1 << 20)
-                if data:
-                    messages = []
-                    try:
-                        for frame in self._frames.cut(data):
-                            hears(frame)
-                            messages.append(wire.decode(frame))
-                    except wire.WireError as error:
-                        raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
-                    return messages
+            data = _read_now(self.channel, 1 << 20) if self.channel in ready else None
+            if data:
+                messages = []
+                try:
+                    for frame in self._frames.cut(data):
+                        hears(frame)
+                        messages.append(self._decoded(frame))
+                except wire.WireError as error:
+                    raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+                return messages
+            if data is not None:
                 poll.unregister(self.channel)
                 _close(self.channel)
                 self.channel = -1
-            if self._pidfd in ready and self.channel < 0:
+            # A grandchild may hold the channel open for ever, or take from it; what the child wrote is in it already.
+            if self._pidfd in ready and (self.channel < 0 or self.channel in ready or not _readable(self.channel, 0)):
                 self._ended_early()
-            # A grandchild may hold the channel open for ever; what the child wrote is in it already.
-            if self._pidfd in ready and not _readable(self.channel, 0):
-                self._ended_early()
+            # Not only if nothing came: the stacks' pipe may be flooded.
+            if self.left() == 0:
+                self.time_out()
+
+    def _decoded(self, frame: bytes) -> wire.Message:
+        message = wire.decode(frame)
+        if b"\\ud" in frame and hasattr(self.item.config, "workerinput"):
+            # execnet, on the way to xdist's controller, takes no lone surrogate, and the worker would end.
+            message = transfer.encodable(message)
+        return message
 
     def take_rest(self, *, waits: bool = False, reported: bool = False) -> None:
         """Take what the child sends after a test's last report, until it leaves or its time is over.
@@ -345,11 +360,13 @@ class Body:
                 continue
             # poll(2) looks at one after the other: between the two the child may have written its last word, and ended.
             written = self.channel in ready or _readable(self.channel, 0)
-            data = os.read(self.channel, 1 << 20) if written else b""
+            data = _read_now(self.channel, 1 << 20) if written else b""
+            if data is None and self._pidfd not in ready and self.left() != 0:
+                continue
             if not data:
                 break
             try:
-                received = self._frames.feed(data)
+                received = [self._decoded(frame) for frame in self._frames.cut(data)]
             except wire.WireError as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
             for message in received:
@@ -371,10 +388,11 @@ class Body:
         self.messages.clear()
 
     def _read_stacks(self) -> bool:
-        data = os.read(self.stacks_fd, 1 << 16)
-        if len(self._stacks) < _STACKS_MAX_BYTES:
+        """Return whether there may be more."""
+        data = _read_now(self.stacks_fd, 1 << 16)
+        if data and len(self._stacks) < _STACKS_MAX_BYTES:
             self._stacks += data
-        return bool(data)
+        return data != b""
 
     def _ended_early(self) -> NoReturn:
         exit_ = self.wait_for_exit()
@@ -462,7 +480,7 @@ class Body:
 
     def _stacks_left(self) -> str:
         """Return what the child's fault handler wrote before it ended."""
-        while self.stacks_fd >= 0 and _readable(self.stacks_fd, 0):
+        while self.stacks_fd >= 0 and len(self._stacks) < _STACKS_MAX_BYTES and _readable(self.stacks_fd, 0):
             if not self._read_stacks():
                 break
         return bytes(self._stacks).decode(errors="replace").rstrip()
@@ -567,6 +585,14 @@ def _waiting_bytes(descriptor: int) -> int:
     """Return how much can be read from a pipe (pipe(7), FIONREAD)."""
     (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
     return int(count)
+
+
+def _read_now(descriptor: int, count: int) -> bytes | None:
+    """Read what is in a pipe; empty at its end, None if nothing is in it."""
+    try:
+        return os.read(descriptor, count)
+    except BlockingIOError:
+        return None
 
 
 def _readable(descriptor: int, seconds: float | None) -> bool:

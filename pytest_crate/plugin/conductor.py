@@ -129,6 +129,7 @@ class Conductor:
             # Before those who measure a run as a whole look at it: -x leaves a crate behind that waits.
             self._retire()
             self.crates.give_back()
+            self.crates.clean_cache()
 
     def pytest_unconfigure(self) -> None:
         if os.getpid() == self.config.stash[OWNER]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -226,6 +227,23 @@ class Crates:
 
         if isinstance(self._store, RangedImageStore):
             give_back(self._store.ids, self._writable())
+
+    def clean_cache(self) -> None:
+        """Remove what bodies have put in the place of values in pytest's cache, which they share with it.
+
+        pytest opens those by their names: it would write to where a symbolic link leads, and wait for a pipe.
+        """
+        cache = self._cache_directory()
+        pending = [] if cache is None else [os.path.join(cache, "v")]  # pytest's directory for values
+        while pending:
+            path = pending.pop()
+            # Another worker may be at it, too.
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(path).st_mode
+                if stat.S_ISDIR(mode):
+                    pending += [entry.path for entry in os.scandir(path)]
+                elif not stat.S_ISREG(mode):
+                    os.unlink(path)
 
     def close(self) -> None:
         """End the engine, and every crate with it."""

@@ -1,11 +1,13 @@
-"""Every private name of pytest and pluggy that the plugin touches, each behind a function that says what for."""
+"""Every private name of others that the plugin touches, mostly pytest's, each behind a function that says what for."""
 
 from __future__ import annotations
 
 import faulthandler
 import functools
 import io
+import re
 import types
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO, cast
@@ -14,7 +16,7 @@ import pluggy
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
-from _pytest.junitxml import xml_key
+from _pytest.junitxml import bin_xml_escape, xml_key
 from _pytest.outcomes import Failed, OutcomeException
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "sets_up_collectors",
     "show_fixtures",
     "show_subtest_parameters",
+    "show_warning_message",
     "take_captured",
     "take_junit_records",
     "tear_down_all",
@@ -54,7 +57,11 @@ __all__ = [
     "write_captured",
     "write_terminal_to",
     "writes_from_the_crate",
+    "xml_text",
 ]
+
+# Of those that XML allows (Name, in "Extensible Markup Language"), the ones in ASCII.
+_XML_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 
 # These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001
@@ -330,7 +337,12 @@ def failed_subtests(item: pytest.Item) -> int:
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
-    """Have pytest know of so many failed subtests of an item."""
+    """Have pytest know of so many failed subtests of an item.
+
+    :raises ValueError: it is no number of them.
+    """
+    if type(count) is not int or count < 0:
+        raise ValueError(f"{count!r} failed subtests")
     counts = _subtest_counts(item)
     if counts is not None and count:
         counts[_key(item)] = count
@@ -359,14 +371,24 @@ def take_junit_records(item: pytest.Item) -> dict[str, Any] | None:
 
 
 def add_junit_records(item: pytest.Item, records: Mapping[str, Any] | None) -> None:
-    """Record for JUnit XML what :func:`take_junit_records` took."""
+    """Record for JUnit XML what :func:`take_junit_records` took.
+
+    :raises ValueError: an attribute's name is none in XML: it is written as it is, and might be a whole other test.
+    """
     xml = item.config.stash.get(xml_key, None)
     if xml is None or records is None:
         return
     for name, value in records["suite"]:
-        xml.add_global_property(name, value)
+        xml.add_global_property(xml_text(name), value)
     for name, value in records["attributes"].items():
+        if not _XML_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of an attribute in XML")
         xml.node_reporter(_key(item)).add_attribute(name, value)
+
+
+def xml_text(text: object) -> str:
+    """Return a text as pytest writes it to JUnit XML, where not every character can be."""
+    return bin_xml_escape(text)
 
 
 def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) -> None:
@@ -426,3 +448,8 @@ def basetemp(config: pytest.Config) -> str | None:
     """Return the run's base temporary directory, made if it is not there yet; None with ``-p no:tmpdir``."""
     factory = getattr(config, "_tmp_path_factory", None)
     return None if factory is None else str(factory.getbasetemp())
+
+
+def show_warning_message(message: warnings.WarningMessage) -> None:
+    """Have a warning shown, or recorded, past any filter, with all that it holds: its line, and its source."""
+    cast("Any", warnings)._showwarnmsg(message)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import linecache
 import math
+import os
+import stat
 import sys
+import tokenize
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +30,7 @@ MAX_TEXT_CHARACTERS = 4 << 20
 
 _MAX_NAME = 500  # a longer text is a message
 _MAX_WARNING = 1 << 16  # pytest's summary puts all warnings together in its memory
+_MAX_SOURCE_BYTES = 1 << 20
 _MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
 
 
@@ -59,6 +66,20 @@ def properties_to_builtins(properties: Iterable[tuple[str, object]]) -> list[tup
         (str(name), to_builtins(value) if value is None or isinstance(value, kept) else _described(value, str))
         for name, value in properties
     ]
+
+
+def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[str, Any]]:
+    """Return ``user_properties`` with names that JUnit XML can hold: pytest sees only to their values."""
+    return [(private.xml_text(name), value) for name, value in properties]
+
+
+def encodable(value: Any) -> Any:
+    """Return builtins whose texts can be encoded: a lone surrogate becomes its escape."""
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [encodable(item) for item in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
@@ -117,7 +138,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
         path, line, reason = report.longrepr
         report.longrepr = (path, line, reason)
     report.location = tuple(report.location)  # type: ignore[assignment]
-    report.user_properties = [(str(name), value) for name, value in report.user_properties]
+    report.user_properties = unpack_properties(report.user_properties)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     _verify(report)
     return report
@@ -226,19 +247,63 @@ def show_warning(data: Mapping[str, Any]) -> None:
     """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
     category = _find_class(data["module"], data["name"], Warning)
     message = _rebuilt(category, _shortened(data["text"], _MAX_WARNING))
-    path, number = data["filename"], data["lineno"]
+    path, number = str(data["filename"]), int(data["lineno"])
     allocated = data.get("allocated")
+    # With the line: whoever formats the warning without one reads the file, whatever that is.
+    line = source_line(path, number).strip()
     if allocated:
         # pytest would look for it in its own memory. It shows the line of the source, and then this.
-        line = linecache.getline(path, number).strip()
-        place = "\n".join([line, "", "Object allocated at:", *allocated])
-        warnings.showwarning(message, category, path, number, line=place)
-    elif allocated is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn_explicit(message, category, path, number, source=_Source())
-    else:
-        warnings.showwarning(message, category, path, number)
+        line = "\n".join([line, "", "Object allocated at:", *allocated])
+    source = _Source() if allocated == [] else None
+    shown = warnings.WarningMessage(message, category, path, number, line=line, source=source)
+    private.show_warning_message(shown)
+
+
+def source_line(path: str, number: int) -> str:
+    """Return a line of a source file that a test names; empty if there is none.
+
+    It may name anything, a pipe or a file without end in its ``tmp_path``, which pytest is not to wait for or to hold.
+    """
+    if path in linecache.cache:
+        return linecache.getline(path, number)
+    with contextlib.suppress(OSError, SyntaxError, ValueError), _source(path) as place:
+        status = os.fstat(place)
+        lines = _lines(f"/proc/self/fd/{place}", status.st_size, (status.st_dev, status.st_ino, status.st_mtime_ns))
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+    return ""
+
+
+def shown_source(path: str) -> str:
+    """Return the path of a source file; a name that is none, if :func:`source_line` would not read what is there."""
+    try:
+        with _source(path):
+            return path
+    except (OSError, ValueError):
+        return f"<{path}>" if os.path.exists(path) else path
+
+
+@contextlib.contextmanager
+def _source(path: str) -> Iterator[int]:
+    """Give a descriptor of a file, only to look at it: by its name it may be another one a moment later.
+
+    :raises ValueError: it is no ordinary file, or long.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(place)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SOURCE_BYTES:
+            raise ValueError(f"{path} is no source")
+        yield place
+    finally:
+        os.close(place)
+
+
+@functools.lru_cache(maxsize=1)
+def _lines(path: str, size: int, _which: tuple[int, int, int]) -> tuple[str, ...]:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        data = file.read(size) or b""
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    return tuple(io.TextIOWrapper(io.BytesIO(data), encoding))
 
 
 def _find_class(module: str, qualname: str, base: type[Class]) -> type[Class]:

@@ -530,6 +530,8 @@ class Walk:
         """
         for warning in message.get("warnings", ()):
             transfer.show_warning(warning)
+            if self._body.left() == 0:  # a body that warns without end
+                self._body.time_out()
         if "logged" in message:
             return self._own(transfer.unpack_report(self.item.config, message["logged"])), None
         if "entered" in message:
@@ -549,7 +551,7 @@ class Walk:
         report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
-        self.item.user_properties[:] = [(name, value) for name, value in message["properties"]]
+        self.item.user_properties[:] = transfer.unpack_properties(message["properties"])
         self._unpacked, self._body.reported = report, True
         private.set_failed_subtests(self.item, message["failed_subtests"])
         private.add_junit_records(self.item, message["junit"])
@@ -564,6 +566,8 @@ class Walk:
 
         A name that is nobody's is let through: there are plugins that give their reports other names.
         """
+        if report.nodeid != self.item.nodeid and private.xml_text(report.nodeid) != report.nodeid:
+            raise ValueError(f"a report of {report.nodeid!r}")
         if report.nodeid != self.item.nodeid and any(
             report.nodeid == other.nodeid for other in self.item.session.items
         ):
@@ -587,7 +591,7 @@ class Walk:
             self._body.take_rest()
         self._end()
         if interrupted:
-            raise_interrupt(path, line)
+            raise_interrupt(transfer.shown_source(path), line)
         pytest.exit(reason, returncode=code)
 
 

@@ -25,6 +25,7 @@ from pytest_crate.spec import format_size, parse_size
 from pytest_crate.usage import Usage
 
 _PIPE_BYTES = 2 << 20  # more than two pipes hold (pipe(7): 64 KiB each, or fs.pipe-max-size, 1 MiB)
+_PAGE_BYTES = 4 << 10
 TAIL_BYTES = 16 << 10
 """So much of what a program wrote last is kept for a report."""
 
@@ -278,6 +279,9 @@ class CratePopen:
                     elif key.data == "stdin":
                         try:
                             pending = pending[os.write(key.fd, pending[: 1 << 16]) :]
+                        except BlockingIOError:  # the program can open that end, too (/proc/self/fd), and has filled it
+                            rest -= _PAGE_BYTES if ended else 0
+                            continue
                         except BrokenPipeError:
                             pending = pending[:0]
                         if not pending:
@@ -285,7 +289,11 @@ class CratePopen:
                             assert self.stdin is not None
                             self.stdin.close()
                     else:
-                        chunk = os.read(key.fd, 1 << 16)
+                        try:
+                            chunk = os.read(key.fd, 1 << 16)
+                        except BlockingIOError:  # likewise, and has taken back what it wrote
+                            rest -= _PAGE_BYTES if ended else 0
+                            continue
                         found[key.data].extend(chunk)
                         if most_bytes is not None and sum(map(len, found.values())) > most_bytes:
                             raise OverflowError

@@ -42,6 +42,8 @@ IMAGE = pytest.mark.crate(image={project!r} + "/image.tar")
 
 def body(name):
     decoys = json.loads(Path({project!r}, f"{{name}}.json").read_text())
+    # When this was imported there was no crate yet, and nothing of the engine's.
+    attempts.INHERITED[:] = attempts.open_descriptors()
     outcomes = attempts.attempt_all(decoys, {names!r})
     if {limits!r}:
         # Last: a body that goes on after it is killed at the limit.
@@ -328,6 +330,7 @@ PROTECTIONS: Mapping[str, tuple[str, dict[str, object]]] = {
     "trace_a_process_of_the_host": ("host", NONE),
     "trace_init": ("host", NONE),
     "start_many_processes": ("crate", {"pids": 100}),
+    "give_a_child_to_the_parent": ("crate", UNFILTERED),
     "leave_a_daemon": ("host", NONE),
     "connect_to_an_abstract_socket": ("crate", {"network": "host"}),
     "connect_to_a_port_of_the_host": ("crate", {"network": "host"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -206,3 +207,201 @@ def test_a_flood_where_plugins_bring_much_home(run_here: RunHere, pytester: pyte
     (grown,) = re.findall(r"GREW BY (\d+) MIB", done)
     print(f"{flood}: {grown} MiB")
     assert int(grown) <= 400
+
+
+# Where pytest has seen that a pipe can be read, or written to, it dawdles: what it saw is so no more.
+DAWDLING = """
+import selectors, select, time, types
+from pytest_crate.plugin import body
+from pytest_crate.sandbox import program
+
+def poll():
+    real = select.poll()
+    def slowly(timeout=None):
+        ready = real.poll(timeout)
+        time.sleep(0.3 if ready else 0)
+        return ready
+    return types.SimpleNamespace(register=real.register, unregister=real.unregister, poll=slowly)
+
+class Selector(selectors.DefaultSelector):
+    def select(self, timeout=None):
+        ready = super().select(timeout)
+        time.sleep(0.3 if ready else 0)
+        return ready
+
+constants = {name: getattr(select, name) for name in ("POLLIN", "POLLOUT", "PIPE_BUF")}
+body.select = types.SimpleNamespace(poll=poll, **constants)
+program.selectors = types.SimpleNamespace(
+    DefaultSelector=Selector, EVENT_READ=selectors.EVENT_READ, EVENT_WRITE=selectors.EVENT_WRITE
+)
+"""
+
+TAKING_BACK = """
+    import fcntl, os, sys, time
+    import pytest
+
+    def the_pipes(kind):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                link, flags = os.readlink(f"/proc/self/fd/{name}"), fcntl.fcntl(int(name), fcntl.F_GETFL)
+            except OSError:
+                continue
+            if link.startswith("pipe:") and flags & os.O_ACCMODE == kind and int(name) > 2:
+                yield int(name)
+
+    @pytest.mark.crate(timeout=5)
+    def test_takes_back():
+        ends = [(number, os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_NONBLOCK))
+                for number in the_pipes(os.O_WRONLY)]
+        time.sleep(2)
+        for number, other in ends:
+            os.write(number, b"\\0")
+            time.sleep(0.05)
+            try:
+                os.read(other, 1)
+            except BlockingIOError:
+                pass
+        time.sleep(60)
+
+    OUT = '''if True:
+        import contextlib, os, time
+        other = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+        for _ in range(5):
+            os.write(1, b"x")
+            time.sleep(0.05)
+            with contextlib.suppress(BlockingIOError):
+                os.read(other, 1)
+            time.sleep(0.5)
+        os.write(2, b"done")
+    '''
+    IN = '''if True:
+        import contextlib, os, time
+        other = os.open("/proc/self/fd/0", os.O_WRONLY | os.O_NONBLOCK)
+        for _ in range(5):
+            os.read(0, 4096)
+            time.sleep(0.05)
+            with contextlib.suppress(BlockingIOError):
+                os.write(other, b"x" * 4096)
+            time.sleep(0.5)
+        os.write(2, b"done")
+    '''
+
+    @pytest.mark.crate(timeout=30)
+    @pytest.mark.parametrize("program", [OUT, IN])
+    def test_program(crate_sandbox, program):
+        done = crate_sandbox.run([sys.executable, "-S", "-c", program], input="x" * (1 << 20), timeout=20)
+        assert (done.returncode, done.stderr) == (0, "done")
+
+    def test_next(): pass
+"""
+
+
+def test_what_is_taken_back_from_a_pipe_is_not_waited_for(run_here: RunHere, pytester: pytest.Pytester) -> None:
+    """Who has one end of a pipe can open the other, and then pytest finds nothing, or no room, where it had just seen
+    it: a body's timeout holds all the same, and a program's run ends as it does."""
+    pytester.makeconftest(DAWDLING)
+    done = run_here(TAKING_BACK)
+    assert "FAILED test_inner.py::test_takes_back" in done, done[-3000:]
+    assert "timeout of 5 s exceeded" in done
+    assert done.count("PASSED test_inner.py::test_program") == 2, done[-3000:]
+    assert "PASSED test_inner.py::test_next" in done
+
+
+# Before pytest looks again, the pipe is full again.
+SLOWLY = """
+import time
+from pytest_crate.plugin.body import Body
+
+def slowly(body, read=Body._read_stacks):
+    more = read(body)
+    time.sleep(0.05)
+    return more
+
+Body._read_stacks = slowly
+"""
+
+
+FLOODING = """
+    import fcntl, os, subprocess, time
+    import pytest
+
+    @pytest.mark.crate(timeout=3)
+    @pytest.mark.parametrize("leaves", [False, True])
+    def test_floods(leaves):
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                link, flags = os.readlink(f"/proc/self/fd/{name}"), fcntl.fcntl(int(name), fcntl.F_GETFL)
+            except OSError:
+                continue
+            if link.startswith("pipe:") and flags & os.O_ACCMODE == os.O_WRONLY and int(name) > 2:
+                found.append(int(name))
+        # The first is that of the reports.
+        for number in sorted(found)[1:]:
+            with open("/dev/zero", "rb") as zero:
+                subprocess.Popen(["cat"], stdin=zero, stdout=number)
+        time.sleep(1 if leaves else 60)
+        os._exit(1)
+
+    def test_next(): pass
+"""
+
+
+def test_a_flood_of_stacks(run_here: RunHere, pytester: pytest.Pytester) -> None:
+    """What is written to the pipe that tells where a test hangs keeps pytest from nothing, however much it is."""
+    pytester.makeconftest(SLOWLY)
+    done = run_here(FLOODING)
+    assert done.count("FAILED test_inner.py::test_floods") == 2, done[-3000:]
+    assert "timeout of 3 s exceeded" in done
+    assert "PASSED test_inner.py::test_next" in done
+
+
+STRANGE = """
+    import pytest
+
+    pytestmark = pytest.mark.crate
+
+    def test_property(record_property):
+        record_property("\\ud800 \\0", "\\ud800 \\0")
+
+    def test_suite(record_testsuite_property):
+        record_testsuite_property("\\ud800 \\0", "\\ud800 \\0")
+
+    def test_message():
+        raise ValueError("\\ud800 \\0")
+
+    def test_attribute(record_xml_attribute):
+        record_xml_attribute('a="1"></testcase><testcase name="test_forged" b', "c")
+
+    def test_warning():
+        __import__("warnings").warn("\\ud800 \\0")
+
+    def test_next(): pass
+"""
+IN_A_NAME = """
+    def test_logs():
+        forge(frame({"logged": report("\\ud800")}))
+
+    def test_counts():
+        forge(frame(phase("test_counts", "call") | {"failed_subtests": "x"}))
+
+    def test_next(): pass
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["-n1"]], ids=["plain", "xdist"])
+def test_what_cannot_be_written_does_not_end_the_run(
+    run_here: RunHere, pytester: pytest.Pytester, args: list[str]
+) -> None:
+    """Neither JUnit XML nor the way to xdist's controller can hold every text, or any name: the run goes on, and the
+    file is one, without a test that is none."""
+    # With xdist there is no JUnit XML where the test runs, to record an attribute for.
+    strange = {"test_message"} if args else {"test_message", "test_attribute"}
+    for source, failed in ((STRANGE, strange), (FORGING + IN_A_NAME, {"test_logs", "test_counts"})):
+        done = run_here(source, args=["--junitxml=junit.xml", *args])
+        assert "INTERNALERROR" not in done, done[-3000:]
+        assert "PASSED test_inner.py::test_next" in done, done[-3000:]
+        cases = ET.parse(pytester.path / "junit.xml").getroot().iter("testcase")
+        outcomes = {case.get("name"): bool({"failure", "error"} & {part.tag for part in case}) for case in cases}
+        assert {name for name, bad in outcomes.items() if bad} == failed
+        assert "test_forged" not in outcomes

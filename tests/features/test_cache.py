@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +74,37 @@ def test_programs_have_no_hand_in_it(pytester: pytest.Pytester) -> None:
     assert pytester.runpytest_subprocess("-p", "no:hypothesispytest").ret == 1
     assert victim.read_text() == "untouched"
     assert "test_drives" in (pytester.path / ".pytest_cache/v/cache/lastfailed").read_text()
+
+
+@pytest.mark.parametrize("place", ["v", "v/cache", "v/cache/lastfailed"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_test_puts_in_the_place_of_a_value(
+    pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, place: str, kind: str
+) -> None:
+    """pytest writes its values into its cache, not where a test's symbolic link leads, and waits for no pipe there."""
+    victim = tmp_path / "victim"
+    (victim / "cache").mkdir(parents=True)
+    (victim / "lastfailed").write_text("{}")
+    pytester.makepyfile(
+        f"""
+        import os, shutil, pytest
+        @pytest.mark.crate
+        def test_replaces(pytestconfig):
+            path = pytestconfig.cache._cachedir / {place!r}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir(): shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+            if {kind!r} == "pipe": os.mkfifo(path)
+            else: path.symlink_to({str(victim)!r} + ("/lastfailed" if path.name == "lastfailed" else ""))
+            assert 0
+        """
+    )
+    for _ in range(2):
+        run = run_inner()
+        assert run.outcomes() == {"failed": 1}
+        assert "INTERNALERROR" not in run.text
+        cache = tmp_path / "plain.cache"
+        assert "test_replaces" in (cache / "v/cache/lastfailed").read_text()
+        assert not any(path.is_symlink() for path in cache.rglob("*"))
+    assert (victim / "lastfailed").read_text() == "{}"
+    assert os.listdir(victim / "cache") == []

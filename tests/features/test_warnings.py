@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.inner import BothWays
+from tests.inner import BothWays, RunInner
 
 WARNS = """
 import gc, threading, warnings, pytest
@@ -101,3 +101,38 @@ def test_sources(pytester: pytest.Pytester, both_ways: BothWays, traced: bool) -
     words = "Object allocated at:" if traced else "Enable tracemalloc to get traceback where the object was allocated."
     assert words in run.text
     assert run.outcomes() == {"passed": 2, "warnings": 2}
+
+
+@pytest.mark.parametrize("file", ["os.mkfifo(path)", "open(path, 'w').truncate(10 << 30)"], ids=["pipe", "endless"])
+def test_a_warning_or_an_interrupt_at_what_is_no_source(
+    pytester: pytest.Pytester, run_inner: RunInner, file: str
+) -> None:
+    """A test may say that it warns at a line of anything, in its own directory: pytest neither waits for that, nor
+    takes it into its memory, to show the line."""
+    pytester.makepyfile(
+        f"""
+        import os, warnings, pytest
+        from pytest_crate.plugin.report_pipe import ReportPipe
+
+        @pytest.fixture
+        def path(tmp_path):
+            path = str(tmp_path / "source.py")
+            {file}
+            return path
+
+        def test_warns(path):
+            warnings.warn_explicit("strange", UserWarning, path, 1)
+
+        def test_interrupts(path):
+            leave = ReportPipe.leave
+            def forge(pipe, status):
+                pipe.send({{"stop": {{"kind": "interrupt", "path": path, "line": 1}}}})
+                leave(pipe, status)
+            ReportPipe.leave = forge
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.ret == pytest.ExitCode.INTERRUPTED
+    assert run.of("test_warns")["outcome"] == "passed"
+    assert "source.py:1: UserWarning: strange" in run.text
+    assert "source.py>:1: KeyboardInterrupt" in run.text

@@ -156,6 +156,12 @@ def test_clone_and_unshare_make_no_namespaces(machine: str, flag: int) -> None:
     assert verdict(machine, "unshare", flag | 0x200) == errno.EPERM
 
 
+def test_clone_gives_no_child_to_the_parent(machine: str) -> None:
+    """A payload's parent is pytest or its launcher: CLONE_PARENT is refused, alone and among others."""
+    assert verdict(machine, "clone", 0x8000 | 17) == errno.EPERM
+    assert verdict(machine, "clone", 0x8000 | 0x01200000 | 17) == errno.EPERM
+
+
 def test_clone_of_processes_and_threads(machine: str) -> None:
     """The flags of fork(), vfork(), posix_spawn() and pthread_create() pass."""
     for flags in (17, 0x01200011, 0x4111, 0x003D0F00):
