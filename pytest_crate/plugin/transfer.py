@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import linecache
 import math
 import os
 import stat
 import sys
-import tokenize
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,11 +228,19 @@ def _pack_warning(warning: warnings.WarningMessage) -> dict[str, Any]:
         "name": warning.category.__qualname__,
         "filename": warning.filename,
         "lineno": warning.lineno,
+        # Read where the test runs: it may have named any file, and one of the host's is not to be shown.
+        "line": to_builtins(_line_of(warning)),
     }
     if warning.source is not None:
         allocated = tracemalloc.get_object_traceback(warning.source)
         packed["allocated"] = [] if allocated is None else to_builtins(allocated.format())
     return packed
+
+
+def _line_of(warning: warnings.WarningMessage) -> str:
+    if warning.line is None and is_source(warning.filename):
+        return linecache.getline(warning.filename, warning.lineno).strip()
+    return (warning.line or "").strip()
 
 
 class _Source:
@@ -249,8 +253,8 @@ def show_warning(data: Mapping[str, Any]) -> None:
     message = _rebuilt(category, _shortened(data["text"], _MAX_WARNING))
     path, number = str(data["filename"]), int(data["lineno"])
     allocated = data.get("allocated")
-    # With the line: whoever formats the warning without one reads the file, whatever that is.
-    line = source_line(path, number).strip()
+    # Whoever formats a warning without a line reads the file, whatever that is.
+    line = _shortened(str(data["line"]), _MAX_WARNING)
     if allocated:
         # pytest would look for it in its own memory. It shows the line of the source, and then this.
         line = "\n".join([line, "", "Object allocated at:", *allocated])
@@ -259,51 +263,18 @@ def show_warning(data: Mapping[str, Any]) -> None:
     private.show_warning_message(shown)
 
 
-def source_line(path: str, number: int) -> str:
-    """Return a line of a source file that a test names; empty if there is none.
+def is_source(path: str) -> bool:
+    """Whether a file may be read to show a line of it.
 
-    It may name anything, a pipe or a file without end in its ``tmp_path``, which pytest is not to wait for or to hold.
+    A test may name anything, a pipe or a file without end, which nobody should wait for or hold.
     """
     if path in linecache.cache:
-        return linecache.getline(path, number)
-    with contextlib.suppress(OSError, SyntaxError, ValueError), _source(path) as place:
-        status = os.fstat(place)
-        lines = _lines(f"/proc/self/fd/{place}", status.st_size, (status.st_dev, status.st_ino, status.st_mtime_ns))
-        return lines[number - 1] if 0 < number <= len(lines) else ""
-    return ""
-
-
-def shown_source(path: str) -> str:
-    """Return the path of a source file; a name that is none, if :func:`source_line` would not read what is there."""
+        return True
     try:
-        with _source(path):
-            return path
+        status = os.stat(path)
     except (OSError, ValueError):
-        return f"<{path}>" if os.path.exists(path) else path
-
-
-@contextlib.contextmanager
-def _source(path: str) -> Iterator[int]:
-    """Give a descriptor of a file, only to look at it: by its name it may be another one a moment later.
-
-    :raises ValueError: it is no ordinary file, or long.
-    """
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        status = os.fstat(place)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SOURCE_BYTES:
-            raise ValueError(f"{path} is no source")
-        yield place
-    finally:
-        os.close(place)
-
-
-@functools.lru_cache(maxsize=1)
-def _lines(path: str, size: int, _which: tuple[int, int, int]) -> tuple[str, ...]:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        data = file.read(size) or b""
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    return tuple(io.TextIOWrapper(io.BytesIO(data), encoding))
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE_BYTES
 
 
 def _find_class(module: str, qualname: str, base: type[Class]) -> type[Class]:

@@ -591,7 +591,7 @@ class Walk:
             self._body.take_rest()
         self._end()
         if interrupted:
-            raise_interrupt(transfer.shown_source(path), line)
+            raise_interrupt(path if transfer.is_source(path) else f"<{path}>", line)
         pytest.exit(reason, returncode=code)
 
 

@@ -54,7 +54,11 @@ def test_no_hook_of_a_test_is_ours(pytester: pytest.Pytester, run_inner: RunInne
         def pytest_collection_finish(session):
             hooks = vars(session.config.hook)
             ours = {
-                name: [each.function for each in hook.get_hookimpls() if each.function.__module__.startswith("pytest_crate.")]
+                name: [
+                    each.function
+                    for each in hook.get_hookimpls()
+                    if each.function.__module__.startswith("pytest_crate.")
+                ]
                 for name, hook in hooks.items()
                 if name.startswith(("pytest_runtest_", "pytest_fixture_", "pytest_pyfunc", "pytest_report_teststatus"))
             }
