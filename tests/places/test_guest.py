@@ -195,6 +195,16 @@ def test_newer_kernel(check: Check, newer_guest: Guest, place: Place) -> None:
     check(dataclasses.replace(place, name=f"{place.name}, newer kernel"), newer_guest)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("place", [ROOT, dataclasses.replace(SESSION, overlay=False)], ids=lambda place: place.name)
+def test_older_kernel(check: Check, older_guest: Guest, place: Place) -> None:
+    """The same on the kernels of an earlier Debian and Ubuntu: they have no overlay for ordinary users (5.11), and tell
+    no peak of memory (5.19)."""
+    version = ".".join(older_guest.run("uname -r").stdout.split(".")[:2])
+    found = check(dataclasses.replace(place, name=f"{place.name}, kernel {version}", peak=False), older_guest)
+    assert f"kernel {version}" in found.output
+
+
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
