@@ -198,7 +198,6 @@ def test_memory_exceeded_by_a_driven_program(crate_sandbox_factory) -> None:  # 
 @pytest.mark.crate(cpus=0.3)
 def test_cpus_held_back(record_property) -> None:  # type: ignore[no-untyped-def]
     """Two seconds of work for two processes, at 0.3 CPUs; the judge compares with what the kernel counted."""
-    before = os.times()
     end = time.monotonic() + 2
     child = os.fork()
     while time.monotonic() < end:
@@ -207,7 +206,7 @@ def test_cpus_held_back(record_property) -> None:  # type: ignore[no-untyped-def
         os._exit(0)
     os.waitpid(child, 0)
     times = os.times()
-    record_property("own_cpu_usec", round((sum(times[:4]) - sum(before[:4])) * 1e6))
+    record_property("own_cpu_usec", round(sum(times[:4]) * 1e6))
 
 
 @pytest.mark.crate(pids=16)
