@@ -53,7 +53,7 @@ def test_own(project: Guest, user: str, part: str) -> None:
     junit = f"/tmp/own-{user}.xml"
     done = project.run(
         f"rm -f {junit}; cd {PROJECT} && {environ} {VENV}/bin/python -B -m pytest -p no:cacheprovider "
-        f"-o junit_family=xunit1 --junitxml={junit} -v --durations=10 {part}",
+        f"-p no:hypothesispytest -o junit_family=xunit1 --junitxml={junit} -v --durations=10 {part}",
         user=user,
         seconds=7200,
     )
