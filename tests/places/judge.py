@@ -38,7 +38,8 @@ def figures(place: Place, found: Findings) -> str:
         said.append(f"50 MiB are accounted as {((fifty or 0) - (none or 0)) / MIB:.2f} MiB")
     if "cpus" in place.limits:
         usage, own = _usage(tests["test_cpus_held_back"]), _property(found.junit, "test_cpus_held_back", "own_cpu_usec")
-        said.append(f"{own} us of CPU time as {usage['cpu_usage_usec']} us, in {usage['wall_usec']} us at {_CPUS} CPUs")
+        none = _usage(tests["test_memory_of_nothing"])["cpu_usage_usec"]
+        said.append(f"{own} us of CPU time as {usage['cpu_usage_usec']} us, nothing as {none} us")
     return ", ".join(said)
 
 
