@@ -368,5 +368,6 @@ CONFINEMENT = """
 
 def test_confinement(run_crated: RunCrated) -> None:
     """Bodies, their children and programs have no_new_privs, the system call filter, and as root the default
-    capabilities; another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the engine's."""
+    capabilities; another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the
+    engine's."""
     assert run_crated(CONFINEMENT).all_passed()
