@@ -22,6 +22,7 @@ import pytest
 import pytest_crate
 from pytest_crate.kernel import hierarchies
 from pytest_crate.kernel.cgroup import CgroupOffer
+from pytest_crate.sandbox import doctor
 from pytest_crate.sandbox.sandbox import Engine
 
 pytest_plugins = ["pytester", "tests.inner", "tests.leftovers"]
@@ -51,6 +52,11 @@ os.mkdir("/tmp/upper")
 os.mkdir("/tmp/work")
 libc.mount("try", "try", "/mnt", "overlay", data="lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work")
 """
+_OPENAT2 = """
+import os
+from pytest_crate.kernel import libc
+libc.openat2_in_root("try", os.open("/", os.O_PATH), "..", os.O_PATH)
+"""
 _BECOME_NOBODY = f"""
 import os
 from pytest_crate.kernel import identity, libc
@@ -72,6 +78,7 @@ class HostTable:
     def __init__(self) -> None:
         self._table: Mapping[str, tuple[str, Callable[[], bool]]] = {
             "root": ("must be root, with the right to mount", lambda: os.geteuid() == 0 and _succeeds(_MOUNTS)),
+            "crates": ("no crate with an overlay can be made here, as root or in a user namespace", _makes_crates),
             "overlay": ("overlayfs can't be mounted here", lambda: _succeeds(_MOUNTS + _OVERLAY)),
             "unprivileged user": ("this process can't become another user", lambda: _succeeds(_BECOME_NOBODY)),
             "user namespaces": (
@@ -84,6 +91,7 @@ class HostTable:
                 f"{key} limit": (f"cgroups can't limit {key} here", lambda key=key: key in self._limits())  # type: ignore[misc]
                 for key in ("memory", "swap", "cpus", "cpuset", "pids")
             },
+            "openat2": ("the kernel is older than 5.6, or a filter denies it", lambda: _succeeds(_OPENAT2)),
             "no swap": ("there is swap", lambda: psutil.swap_memory().total == 0),
             "ipv6": ("the kernel has no IPv6", lambda: os.path.exists("/proc/net/if_inet6")),
             "public python": ("other users may execute no Python >= 3.11 here", lambda: public_python() is not None),
@@ -136,6 +144,11 @@ class HostTable:
     @staticmethod
     def _writable_v2() -> bool:
         return any(os.access(directory, os.W_OK) for directory in own_cgroups(2))
+
+
+def _makes_crates() -> bool:
+    rows = {row.feature: row.status for row in doctor.examine().rows}
+    return rows["a whole crate"] == rows["overlay"] == "ok"
 
 
 def _importable(name: str) -> bool:

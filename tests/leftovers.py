@@ -35,7 +35,7 @@ Family = set[int]
 
 def _is_others(name: str, family: Family) -> bool:
     """Tell from the name of a control group or a temporary file whether it is another run's that lives, or unknown."""
-    owner = cgroup.Owner.from_name(name)
+    owner = cgroup.Owner.from_name(name.removesuffix(".scope"))  # systemd's of that run
     if owner is not None:
         return owner.pid not in family and cgroup.Owner.of_process(owner.pid) == owner
     numbers = [int(number) for number in re.findall(r"-(\d+)\b", name)]

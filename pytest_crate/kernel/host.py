@@ -165,26 +165,30 @@ def _container(root: str, environ: Mapping[str, str]) -> str:
 class _Feature:
     """What a row is about.
 
-    ``without`` is the status of a host that lacks it.
+    ``without`` is the status of a host that lacks it, ``instead`` what is done there.
     """
 
     name: str
     affects: tuple[str, ...] = ()
     without: Status = "missing"
+    instead: str = ""
 
 
 _USER_NAMESPACES = _Feature(name="user namespaces")
 _NAMESPACES = _Feature(name="namespaces")
 _MOUNTS = _Feature(name="private mounts")
-_OVERLAY = _Feature(name="overlay", without="degraded")
+_OVERLAY = _Feature(
+    name="overlay",
+    without="degraded",
+    instead="images are copied, and the host's root is read-only but for private directories",
+)
 _PROC = _Feature(name="fresh proc")
 _SYS = _Feature(name="fresh sys")
 _HOST_NAME = _Feature(name="host name")
 _PIVOT_ROOT = _Feature(name="pivot_root")
 _SECCOMP = _Feature(name="seccomp", affects=("seccomp",))
-_WITHOUT_OVERLAY = "images are copied, and the host's root is read-only but for private directories"
-_OPENAT2 = _Feature(name="openat2", affects=("image", "mounts"))
-_CLONE3 = _Feature(name="clone3", without="degraded")
+_OPENAT2 = _Feature(name="openat2", without="degraded", instead="paths below a root are walked step by step")
+_CLONE3 = _Feature(name="clone3", without="degraded", instead="processes are moved into their control group")
 _NEED_NO_NAMESPACE = (_SECCOMP, _OPENAT2, _CLONE3)
 
 _CGROUP_FILES = {
@@ -289,8 +293,8 @@ def _row(feature: _Feature, error: SandboxError, host: Circumstances) -> Row:
     else:
         reason, remedy = _remedy(feature, error.errno, host)
     detail = f"{error}; {reason}" if reason else str(error)
-    if feature is _OVERLAY:
-        detail = f"{detail}; without it {_WITHOUT_OVERLAY}"
+    if feature.instead:
+        detail = f"{detail}; without it {feature.instead}"
     return Row(feature=feature.name, status=feature.without, detail=detail, affects=feature.affects, remedy=remedy)
 
 
@@ -484,7 +488,7 @@ def _probe_seccomp(findings: _Findings) -> None:
 def _probe_openat2(findings: _Findings) -> None:
     with findings.probe(_OPENAT2, "RESOLVE_IN_ROOT"):
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
-        descriptor = libc.open_in_root("open below a root", root, "../..", os.O_PATH)
+        descriptor = libc.openat2_in_root("open below a root", root, "../..", os.O_PATH)
         outside = not os.path.samestat(os.fstat(descriptor), os.fstat(root))
         if outside or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise SandboxError("open below a root", syscall="openat2", path="../..", detail="it left the root")

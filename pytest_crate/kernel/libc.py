@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from pytest_crate.errors import SandboxError
+from pytest_crate.kernel.walk_in_root import walk_in_root
 
 # use_errno: errno is kept per thread by ctypes, so that nothing between call and reading changes it.
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -269,14 +270,8 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def open_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> int:
-    """Open a path as if the directory ``root`` were the file system's root (openat2(2), RESOLVE_IN_ROOT).
-
-    No symlink, absolute or with ``..``, leads out of it; magic links of procfs aren't followed.
-
-    :param root: a directory's descriptor.
-    :returns: a descriptor, close-on-exec.
-    """
+def openat2_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> int:
+    """openat2(2) with RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS (kernel 5.6)."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     attempts = 128
     while True:
@@ -287,6 +282,24 @@ def open_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> 
             # A rename or mount anywhere on the host during a walk over ".." (openat2(2), ERRORS): try again.
             if error.errno != errno.EAGAIN or not attempts:
                 raise
+
+
+def open_in_root(step: str, root: int, path: str, flags: int, mode: int = 0) -> int:
+    """Open a path as if the directory ``root`` were the file system's root.
+
+    No symlink, absolute or with ``..``, leads out of it; magic links of procfs aren't followed.
+
+    :param root: a directory's descriptor.
+    :returns: a descriptor, close-on-exec.
+    """
+    try:
+        return openat2_in_root(step, root, path, flags, mode)
+    except SandboxError as error:
+        # An older kernel, or a filter that is; any other EPERM will come again.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    with os_step(step, "openat", path):
+        return walk_in_root(root, path, flags | os.O_CLOEXEC, mode)
 
 
 def open_tree(step: str, directory: int, path: str, *, recursive: bool = False) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 
-INNER_TIMEOUT_SECONDS = 120
+from tests.inner import INNER_TIMEOUT_SECONDS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

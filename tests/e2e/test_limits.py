@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e.conftest import RunCrated
 
-pytestmark = pytest.mark.needs("root", "overlay")
+pytestmark = pytest.mark.needs("crates")
 
 MIB = 1 << 20
 

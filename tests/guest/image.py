@@ -66,7 +66,8 @@ _UBUNTU_KEYS_URL = (
     "http://archive.ubuntu.com/ubuntu/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb",
     "36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8",
 )
-# Kernels: of Debian's backports, of the release before, and of an Ubuntu whose AppArmor restricts user namespaces.
+# Kernels: of Debian's backports, of the release before, of an Ubuntu whose AppArmor restricts user namespaces, and the
+# oldest of all, of an earlier Ubuntu.
 _KERNELS = f"""
 set -eu
 dpkg-deb -x "$KEYS" "$1"
@@ -74,14 +75,14 @@ cd "$1/etc/apt/sources.list.d"
 printf 'deb http://deb.debian.org/debian {SUITE}-backports main\n' >backports.list
 printf 'deb http://deb.debian.org/debian bullseye main\n' >older.list
 printf 'deb [signed-by=/usr/share/keyrings/ubuntu-archive-keyring.gpg] \
-http://archive.ubuntu.com/ubuntu noble-updates main\n' \
+http://archive.ubuntu.com/ubuntu %s main\n' noble-updates focal-updates \
     >ubuntu.list
 # Of each, nothing but its kernel.
 printf 'Package: *\nPin: release n=bullseye\nPin-Priority: 1\n\nPackage: *\nPin: release o=Ubuntu\nPin-Priority: 1\n' \
     >"$1/etc/apt/preferences.d/kernels"
 chroot "$1" apt-get update -q
 chroot "$1" apt-get install -q -y --no-install-recommends -t {SUITE}-backports linux-image-cloud-amd64
-for package in linux-image-5.10.0 linux-image-6.8.0; do
+for package in linux-image-5.4.0 linux-image-5.10.0 linux-image-6.8.0; do
     chroot "$1" apt-cache search --names-only "^$package-[0-9]+-(cloud-amd64|generic)$" | sort -V | tail -n1 |\
  cut -d' ' -f1 |
         xargs chroot "$1" apt-get install -q -y --no-install-recommends

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.guest.image import GuestImage
 
-_BOOT_SECONDS = 240.0
+_BOOT_SECONDS = 600.0
 _OFF_SECONDS = 30.0
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.guest.image import USER, VENV, GuestImage, cached_image
 from tests.guest.machine import Guest, booted
 from tests.places import results
-from tests.places.judge import judge
+from tests.places.judge import figures, judge
 from tests.places.place import Findings, Machine, Place, visit
 
 CHECKOUT = Path(__file__).parents[2]
@@ -90,6 +90,8 @@ def check(pytestconfig: pytest.Config) -> Callable[[Place, Machine], Findings]:
         print(found.output)
         faults = judge(place, found)
         assert not faults, "\n".join([place.name, *faults])
+        if place.namespaces:
+            print(f"accuracy: {place.name}: {figures(place, found)}")
         header = next(line for line in found.output.splitlines() if line.startswith("crate: "))
         pytestconfig.stash[_ROWS][place.name] = results.row(place, header)
         return found
@@ -143,4 +145,14 @@ def ubuntu_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.
 def newer_guest(guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A guest with the kernel of Debian's backports."""
     with _with_wheel(guest_image, tmp_path_factory.mktemp("newer"), guest_image.kernel("6.12"), wheel) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session", params=["5.10", "5.4"])
+def older_guest(
+    request: pytest.FixtureRequest, guest_image: GuestImage, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guest]:
+    """A guest with the kernel of an earlier Debian, and one with that of an earlier Ubuntu."""
+    kernel = guest_image.kernel(request.param)
+    with _with_wheel(guest_image, tmp_path_factory.mktemp("older"), kernel, wheel) as machine:
         yield machine

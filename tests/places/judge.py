@@ -29,6 +29,20 @@ def judge(place: Place, found: Findings) -> list[str]:
     return [*_faults(place, found)]
 
 
+def figures(place: Place, found: Findings) -> str:
+    """Return how accurate accounting was, for people to read."""
+    tests = {test["nodeid"].partition("::")[2]: test for test in (found.report or {"tests": []})["tests"]}
+    said = []
+    if "memory" in place.limits and place.peak:
+        none, fifty = _peaks(tests)
+        said.append(f"50 MiB are accounted as {((fifty or 0) - (none or 0)) / MIB:.2f} MiB")
+    if "cpus" in place.limits:
+        usage, own = _usage(tests["test_cpus_held_back"]), _property(found.junit, "test_cpus_held_back", "own_cpu_usec")
+        none = _usage(tests["test_memory_of_nothing"])["cpu_usage_usec"]
+        said.append(f"{own} us of CPU time as {usage['cpu_usage_usec']} us, nothing as {none} us")
+    return ", ".join(said)
+
+
 def _faults(place: Place, found: Findings) -> Iterator[str]:
     yield from _doctor(place, found)
     if found.report is None:
@@ -95,7 +109,7 @@ def _outcome(place: Place, name: str, case: ET.Element, test: Mapping[str, Any])
 def _accuracy(place: Place, tests: Mapping[str, Any], junit: str) -> Iterator[str]:
     if "memory" in place.limits:
         # Unknown is unknown, and nothing else.
-        none, fifty = (_usage(tests[f"test_memory_of_{what}"])["memory_peak_bytes"] for what in ("nothing", "50_mib"))
+        none, fifty = _peaks(tests)
         if not place.peak:
             accurate = none is None and fifty is None
         else:
@@ -105,15 +119,26 @@ def _accuracy(place: Place, tests: Mapping[str, Any], junit: str) -> Iterator[st
     if "cpus" in place.limits:
         usage = _usage(tests["test_cpus_held_back"])
         own = _property(junit, "test_cpus_held_back", "own_cpu_usec")
-        counted = usage["cpu_usage_usec"]
-        if own is None or counted is None or abs(counted - own) > _ACCURACY_CPU * own:
-            yield f"CPU time is accounted as {counted} us; the processes say {own}"
+        counted, none = usage["cpu_usage_usec"], _usage(tests["test_memory_of_nothing"])["cpu_usage_usec"]
+        # What the body could not ask for any more, its end, is part of what a body costs that does nothing.
+        if (
+            own is None
+            or counted is None
+            or not (1 - _ACCURACY_CPU) * own <= counted <= (1 + _ACCURACY_CPU) * own + none
+        ):
+            yield f"CPU time is accounted as {counted} us; the processes say {own}; nothing as {none}"
         # On a busy host it may not have got even what it is allowed.
         allowed = _CPUS * usage["wall_usec"]
         if counted is not None and counted > allowed * (1 + _ACCURACY_CPU):
             yield f"the CPU limit did not hold: {counted} us were used, {allowed} us allowed"
         if counted is not None and counted > allowed * (1 - _ACCURACY_CPU) and not usage["cpu_nr_throttled"]:
             yield f"the CPU limit held nothing back: {usage}"
+
+
+def _peaks(tests: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the peaks of the body that does nothing, and of the one that holds 50 MiB."""
+    none, fifty = (_usage(tests[f"test_memory_of_{what}"])["memory_peak_bytes"] for what in ("nothing", "50_mib"))
+    return none, fifty
 
 
 def _usage(test: Mapping[str, Any]) -> Mapping[str, Any]:

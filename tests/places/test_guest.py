@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -151,6 +150,52 @@ def test_place(check: Check, guest: Guest, place: Place) -> None:
     check(place, guest)
 
 
+_DELEGATE_CPUSET = """
+set -e
+mkdir -p /etc/systemd/system/user@.service.d
+printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/crate.conf
+systemctl daemon-reload
+systemctl restart user@$(id -u {user}).service
+"""
+_DELEGATE_NO_CPUSET = """
+rm -r /etc/systemd/system/user@.service.d
+systemctl daemon-reload
+systemctl restart user@$(id -u {user}).service
+"""
+
+
+@pytest.mark.long
+def test_cpuset_delegated(check: Check, guest: Guest) -> None:
+    """With the setting that the doctor names for cpuset, ordinary users have every limit."""
+    place = dataclasses.replace(
+        SESSION, name="user, cgroup v2, systemd session, cpuset delegated", limits=ALL_LIMITS, refusal=""
+    )
+    try:
+        done = guest.run(_DELEGATE_CPUSET.format(user=USER))
+        assert done.returncode == 0, done.stderr
+        check(place, guest)
+    finally:
+        guest.run(_DELEGATE_NO_CPUSET.format(user=USER))
+
+
+@pytest.mark.long
+def test_lingering(check: Check, guest: Guest) -> None:
+    """The command that the doctor names where no systemd of the user's own runs: memory, cpus and pids are there."""
+    place = dataclasses.replace(
+        PLAIN,
+        name="user, cgroup v2, after enable-linger",
+        limits=DELEGATED,
+        cgroup="systemd scope",
+        refusal=NOT_DELEGATED,
+    )
+    try:
+        done = guest.run(f"loginctl enable-linger {PLAIN_USER}; systemctl is-system-running --wait")
+        assert done.returncode == 0, done.stdout + done.stderr
+        check(place, guest)
+    finally:
+        guest.run(f"loginctl disable-linger {PLAIN_USER}")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("place", [DOCKER, DOCKER_OPENED, DOCKER_PRIVILEGED], ids=lambda place: place.name)
 def test_docker(check: Check, guest: Guest, place: Place) -> None:
@@ -158,6 +203,32 @@ def test_docker(check: Check, guest: Guest, place: Place) -> None:
     done = guest.run(_DOCKER_IMAGE)
     assert done.returncode == 0, done.stderr
     check(place, guest)
+
+
+_LARGE = """
+import pytest
+
+@pytest.mark.crate(memory="256m")
+def test_large():
+    pass
+
+@pytest.mark.crate(memory="64m")
+def test_small():
+    pass
+"""
+
+
+@pytest.mark.long
+def test_a_limit_beyond_the_containers(guest: Guest) -> None:
+    """More than the container around pytest allows is refused, with both numbers."""
+    guest.run("rm -rf /root/place; mkdir /root/place; cat >/root/place/test_it.py", stdin=_LARGE.encode())
+    command = _CONTAINER.format(flags="--privileged --memory=150m --memory-swap=150m")
+    done = guest.run(f"{command} {PYTHON} -m pytest -p no:cacheprovider")
+    print(done.stdout, done.stderr)
+    assert "256 MiB is asked for, and /sys/fs/cgroup/memory.max around it allows 150 MiB" in " ".join(
+        done.stdout.split()
+    )
+    assert "1 passed, 1 error" in done.stdout
 
 
 # As Ubuntu's own of this name: a user namespace may be made, and there are no capabilities in it.
@@ -173,7 +244,8 @@ profile unprivileged_userns flags=(attach_disconnected) {
 @pytest.mark.parametrize("profile", [False, True])
 def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, profile: bool) -> None:
     """Where AppArmor restricts user namespaces each failure has the command to mend it, whether there is a profile that
-    lets them be made without capabilities, as on Ubuntu, or none, which keeps them from being made. It does mend it."""
+    lets them be made without capabilities, as on Ubuntu, or none, which keeps them from being made. After it all is as
+    on Debian."""
     place = RESTRICTED
     if profile:
         place = dataclasses.replace(place, name=f"{place.name} by their capabilities")
@@ -184,8 +256,7 @@ def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, profile: bool) ->
     with sysctl(ubuntu_guest, "kernel.apparmor_restrict_unprivileged_userns", 1):
         check(place, ubuntu_guest)
         assert ubuntu_guest.run(place.refusal).returncode == 0
-        doctor = json.loads(ubuntu_guest.run(f"{PYTHON} -m pytest_crate.cli doctor --json", user=USER).stdout)
-    assert {row["feature"] for row in doctor["rows"] if row["status"] == "missing"} == {"cpuset limit"}
+        check(dataclasses.replace(SESSION, name="user, Ubuntu's kernel, that restriction lifted"), ubuntu_guest)
 
 
 @pytest.mark.long
@@ -193,6 +264,16 @@ def test_apparmor_of_ubuntu(check: Check, ubuntu_guest: Guest, profile: bool) ->
 def test_newer_kernel(check: Check, newer_guest: Guest, place: Place) -> None:
     """The same on the kernel of Debian's backports."""
     check(dataclasses.replace(place, name=f"{place.name}, newer kernel"), newer_guest)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", [ROOT, dataclasses.replace(SESSION, overlay=False)], ids=lambda place: place.name)
+def test_older_kernel(check: Check, older_guest: Guest, place: Place) -> None:
+    """The same on the kernels of an earlier Debian and Ubuntu: they have no overlay for ordinary users (5.11), and tell
+    no peak of memory (5.19)."""
+    version = ".".join(older_guest.run("uname -r").stdout.split(".")[:2])
+    found = check(dataclasses.replace(place, name=f"{place.name}, kernel {version}", peak=False), older_guest)
+    assert f"kernel {version}" in found.output
 
 
 @pytest.mark.parametrize(

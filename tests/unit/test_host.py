@@ -291,7 +291,7 @@ def test_refused_namespaces_stop_the_chain(monkeypatch: pytest.MonkeyPatch) -> N
     for feature in ("host name", "private mounts", "fresh proc", "fresh sys", "pivot_root"):
         assert (rows[feature].status, rows[feature].detail) == ("missing", "not tried: a step before it failed")
     assert (rows["overlay"].status, rows["overlay"].detail) == ("degraded", "not tried: a step before it failed")
-    assert (rows["openat2"].status, rows["openat2"].affects) == ("ok", ("image", "mounts"))
+    assert rows["openat2"].status == "ok"
     assert not found.enforced
 
 
@@ -304,22 +304,30 @@ def test_privileged_crates_can_do_without_user_namespaces(monkeypatch: pytest.Mo
     assert (as_root.rows[0].status, as_user.rows[0].status) == ("degraded", "missing")
 
 
-def test_missing_clone3_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
-    """clone3 has a substitute, so a host that hides it still enforces."""
+@pytest.mark.parametrize(
+    ("call", "instead"),
+    [
+        ("clone3", "without it processes are moved into their control group"),
+        ("openat2", "without it paths below a root are walked step by step"),
+    ],
+)
+def test_a_missing_call_with_a_substitute_degrades(monkeypatch: pytest.MonkeyPatch, call: str, instead: str) -> None:
+    """A host that hides such a call still enforces; the row says what is done instead."""
     real = libc.syscall
 
     def hidden(step: str, name: str, *args: int | bytes | None, path: str = "") -> int:
-        if name == "clone3":
+        if name == call:
             raise SandboxError(step, syscall=name, path=path, errno=errno.ENOSYS)
         return real(step, name, *args, path=path)
 
     monkeypatch.setattr(libc, "syscall", hidden)
     rows = {row.feature: row for row in probe_host(NOTHING, circumstances=ROOT).rows}
-    assert rows["clone3"].status == "degraded"
+    assert rows[call].status == "degraded"
+    assert rows[call].detail.endswith(instead)
 
 
 def test_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that never returns costs the doctor its patience, not its life, and reads as missing; no child is left."""
+    """A call that never returns costs the doctor its patience, not its life, and reads as lacking; no child is left."""
 
     def hang(*args: object, **keywords: object) -> None:
         while True:
@@ -331,9 +339,9 @@ def test_probe_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     children = psutil.Process().children()  # of fixtures of other tests
     before = statuses()
     monkeypatch.setattr(host, "_PROBE_PATIENCE_SEC", 2.0)
-    monkeypatch.setattr(libc, "open_in_root", hang)
+    monkeypatch.setattr(libc, "openat2_in_root", hang)
     assert before["openat2"] == "ok"
-    assert statuses() == {**before, "openat2": "missing"}
+    assert statuses() == {**before, "openat2": "degraded"}
     assert psutil.Process().children() == children
 
 
