@@ -30,6 +30,11 @@ def preload(names: Iterable[str]) -> None:
             ) from None
 
 
+def is_name(name: str) -> bool:
+    """Whether a module may be hinted at by this name, which need not be an identifier: one word that can be printed."""
+    return name.isprintable() and name.split() == [name]
+
+
 class ImportTimes:
     """In a child: what it took to import modules that were not there yet, by the name that was asked for."""
 
@@ -47,7 +52,9 @@ class ImportTimes:
 
     def take(self) -> dict[str, int]:
         """Return the dearest modules and their microseconds, and forget all."""
-        dear = sorted(((usec, name) for name, usec in self._spent.items() if usec >= _LEAST_USEC), reverse=True)
+        dear = sorted(
+            ((usec, name) for name, usec in self._spent.items() if usec >= _LEAST_USEC and is_name(name)), reverse=True
+        )
         self._spent.clear()
         return {name: usec for usec, name in dear[:MOST_MODULES]}
 

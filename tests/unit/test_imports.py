@@ -86,8 +86,39 @@ for name in ("absent", "broken"):
     )
 
 
+def test_names_that_are_no_identifiers(tmp_path: Path) -> None:
+    """Of a module with any other name the import is measured, and told of if the name can be printed as one word."""
+    names = ["of-file17-0-0", "two words", "\x1b[31m"]
+    printed = _run(
+        tmp_path,
+        f"""
+import importlib
+from pytest_crate.plugin import imports, measured
+imports._LEAST_USEC = 0
+times.take()
+for name in {names}:
+    importlib.import_module(name)
+print(list(measured.checked_imports(times.take())))
+""",
+        **dict.fromkeys(names, ""),
+    )
+    assert printed == "['of-file17-0-0']\n"
+
+
 @pytest.mark.parametrize(
-    "told", [None, [], {"a b": 1}, {"a": -1}, {"a": True}, {"a": "1"}, {f"m{n}": 1 for n in range(MOST_MODULES + 1)}]
+    "told",
+    [
+        None,
+        [],
+        {"": 1},
+        {"a b": 1},
+        {"a\n": 1},
+        {"\x1b[2J": 1},
+        {"a": -1},
+        {"a": True},
+        {"a": "1"},
+        {f"m{n}": 1 for n in range(MOST_MODULES + 1)},
+    ],
 )
 def test_forged_imports(told: object) -> None:
     """What is no list of imports is refused."""
