@@ -74,7 +74,13 @@ SUITES = (
         version="7.2.2",
         requirements=("psleak", "pytest-instafail", "setuptools"),
         # Its own settings leave out JUnit XML, and have one that this pytest refuses.
-        args=("-c", "/dev/null", "--rootdir", ".", "tests"),
+        args=(
+            *("-c", "/dev/null", "--rootdir", ".", "tests"),
+            # Its pool of processes is terminated as soon as all processes have been looked at: at once where these are
+            # few. Its handler of SIGTERM then raises in a worker that is just being forked, Python ignores that, and
+            # the worker stays: without crates, too, such a pool hangs by its hundredth time.
+            "--deselect=tests/test_process_all.py::TestFetchAllProcesses::test_all",
+        ),
         without=("psutil",),
         allowed={
             _of("test_linux", "TestProcessAgainstStatus::.*"): _PIDS,
@@ -85,7 +91,6 @@ SUITES = (
             _of(
                 "test_process", "TestProcess::test_(children_duplicates|parents)"
             ): "in a crate the tree of processes begins at init",
-            _of("test_process_all", "TestFetchAllProcesses::test_all"): "passes: it meets no process but its own",
             _of(
                 "test_scripts", "TestSetupScript::test_invocation"
             ): "fails plain, too, with what other tests have imported",
