@@ -125,6 +125,11 @@ SUITES = (
         part="what touches files, processes, signals, loopback sockets and pytest",
         allowed={
             _of("test_fileio", r"TestPath::test_is_block_device.*"): "skipped: a crate's /dev has no disk",
+            # asyncio's "Unknown child process": who closes a transport polls the process that a thread waits for.
+            # Of sixty repetitions seven or more logged it plain, and nine in crates.
+            _of(
+                "test_to_process", r"test_stderr_flood\[asyncio\]"
+            ): "asyncio logs which of two has waited for a process, by who was first",
             # asyncio's "Task exception was never retrieved", of a pytest that it starts: without crates, too, it is
             # there or not by how many objects that pytest makes, with a period of 700 (gc.get_threshold).
             _of(
