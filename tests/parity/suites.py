@@ -98,7 +98,7 @@ SUITES = (
             # And prints that it tries again, plain and in crates.
             _of(
                 "test_linux", "TestProcess::test_parse_smaps_vs_memory_maps"
-            ): "it measures the memory of a process that has just begun twice",
+            ): "it measures twice the memory of a process that has just begun",
             _of(
                 "test_linux", "TestSystemNetIfAddrs::test_ips"
             ): "a crate's loopback has a second address, for `AI_ADDRCONFIG`",
