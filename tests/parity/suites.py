@@ -81,6 +81,7 @@ SUITES = (
             # the worker stays: without crates, too, such a pool hangs by its hundredth time.
             "--deselect=tests/test_process_all.py::TestFetchAllProcesses::test_all",
         ),
+        part="all but one test, whose pool of processes hangs now and then, without crates, too",
         without=("psutil",),
         allowed={
             _of("test_linux", "TestProcessAgainstStatus::.*"): _PIDS,
@@ -200,11 +201,11 @@ SUITES = (
         name="marshmallow",
         version="4.4.0",
         requirements=("simplejson",),
-        # Its names have the time in them.
         args=(
             "tests",
             "--deselect=tests/test_deserialization.py::TestFieldDeserialization::test_invalid_datetime_deserialization",
         ),
+        part="all but a test whose parameters' names have the time in them",
     ),
     Suite(
         name="pytest",
