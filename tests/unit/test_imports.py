@@ -54,9 +54,10 @@ try: import broken
 except ValueError: pass
 import slow
 taken = times.take()
+__import__("importlib").reload(slow)
 print(list(taken), 100_000 <= taken["slow"] < 10_000_000, times.take())
 """,
-        slow="import inner",
+        slow="import inner, time; time.sleep(0.1)",
         inner="import time; time.sleep(0.1)",
         quick="",
         broken="import time; time.sleep(0.1); raise ValueError",
