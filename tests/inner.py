@@ -46,11 +46,8 @@ class InnerRun:
     def outcomes(self) -> dict[str, int]:
         return {name: count for name, count in self.result.parseoutcomes().items() if name != "crates"}
 
-    def printed(self, other: InnerRun | None = None) -> list[str]:
+    def printed(self) -> list[str]:
         """Return the lines on the terminal, without what crates add: header line, table."""
-        # A failure that isn't a Python traceback (a doctest's, a missing fixture's) crosses from a crate as text, as it
-        # does from an xdist worker; the short summary then shows its first line.
-        bare = set() if other is None else {line for line in other.printed() if line.startswith(("FAILED ", "ERROR "))}
         lines: list[str] = []
         in_table = False
         for line in without_varying(self.text).splitlines():
@@ -67,8 +64,6 @@ class InnerRun:
             ):
                 # The width of a rule depends on the time or the path in it.
                 lines.append(re.sub(r"^(==+|--+) | (==+|--+)$", " -- ", line))
-                if lines[-1].partition(" - ")[0] in bare:
-                    lines[-1] = lines[-1].partition(" - ")[0]
         return lines
 
 
@@ -169,7 +164,7 @@ def both_ways(run_inner: RunInner) -> BothWays:
         differences = [
             *_differences("reports", _pretty(plain.reports), _pretty(crates.reports)),
             *_differences("JUnit XML", _pretty(plain.junit), _pretty(crates.junit)),
-            *(_differences("terminal", plain.printed(), crates.printed(plain)) if printed else ()),
+            *(_differences("terminal", plain.printed(), crates.printed()) if printed else ()),
         ]
         if differences:
             pytest.fail("\n".join(differences), pytrace=False)

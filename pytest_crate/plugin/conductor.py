@@ -530,9 +530,10 @@ def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) 
 
 def _speak_for_the_child(walk: Walk, failure: CrateFailed, report: pytest.TestReport) -> None:
     report.sections[:0] = [section for section in failure.sections if section not in report.sections]
-    # A crash is not the failure that an xfail without raises= foresaw.
-    if hasattr(report, "wasxfail") and not any("raises" in mark.kwargs for mark in walk.item.iter_markers("xfail")):
-        del report.wasxfail
+    # A crash is not the failure that an xfail without raises= foresaw, nor one that a hook may take for a success.
+    foreseen = any("raises" in mark.kwargs for mark in walk.item.iter_markers("xfail"))
+    if not (foreseen and hasattr(report, "wasxfail")):
+        vars(report).pop("wasxfail", None)
         report.outcome = "failed"
 
 

@@ -19,9 +19,9 @@ from pytest_crate.plugin import private
 Echo = Literal["no", "loud", "quiet"]
 """What a hook's call in this process is: the only one; one beside a crate that is lost; an echo of one in a crate.
 
-A hook that goes along keeps in memory what it wants (which test of a class has failed). What it says, and what it
-makes of the phase, has been said and made in the crate. There it also had the fixtures' values, which are missing
-here: what it raises for want of them counts for nothing.
+A hook that goes along keeps in memory what it wants (which test of a class has failed). What it says, what it makes of
+the phase, and what it stores in pytest's cache, has been said, made and stored in the crate. There it also had the
+fixtures' values, which are missing here: what it raises for want of them counts for nothing.
 """
 
 _HOOKS = ("pytest_runtest_setup", "pytest_runtest_call", "pytest_runtest_teardown", "pytest_runtest_makereport")
@@ -77,6 +77,11 @@ class _Quietly:
         self._warnings.__enter__()
         self._logging = logging.root.manager.disable
         logging.disable()
+        # config.cache has what the hook kept in the crate: that is the host's directory, too.
+        cache = getattr(self._config, "cache", None)
+        self._cache = {} if cache is None else vars(cache)
+        self._set = self._cache.get("set")
+        self._cache["set"] = _keep_nothing
         # Who debugs a hook does so in the crate.
         sys.stdout, sys.stderr, sys.breakpointhook = nowhere, nowhere, _no_breakpoint
 
@@ -85,10 +90,18 @@ class _Quietly:
     ) -> bool:
         if self._mode == "quiet":
             (sys.stdout, sys.stderr), sys.breakpointhook = self._streams, self._breakpointhook
+            if self._set is None:
+                self._cache.pop("set", None)
+            else:
+                self._cache["set"] = self._set
             logging.disable(self._logging)
             self._warnings.__exit__(kind, error, trace)
             private.write_terminal_to(self._config, self._terminal)
         return self._mode != "no" and isinstance(error, (Exception, private.OutcomeException))
+
+
+def _keep_nothing(*_: object, **__: object) -> None:
+    """Leave what the cache keeps as it is."""
 
 
 def _no_breakpoint(*_: object, **__: object) -> None:

@@ -6,8 +6,7 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from types import FunctionType
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -30,6 +29,11 @@ def preload(names: Iterable[str]) -> None:
             ) from None
 
 
+def is_name(name: str) -> bool:
+    """Whether a module may be hinted at by this name, which need not be an identifier: one word that can be printed."""
+    return name.isprintable() and name.split() == [name]
+
+
 class ImportTimes:
     """In a child: what it took to import modules that were not there yet, by the name that was asked for."""
 
@@ -39,37 +43,45 @@ class ImportTimes:
     def start(self) -> None:
         """Measure from now on, in this thread; the process ends in a crate, so nothing is restored."""
         machinery: Any = importlib._bootstrap  # noqa: SLF001
-        original = getattr(machinery, "_find_and_load", None)
-        # What the import statement calls for a module that is not in sys.modules, and for no other (CPython, import.c,
-        # import_find_and_load). A finder in sys.meta_path would be seen there by tests.
+        original = getattr(machinery, "_ModuleLockManager", None)
+        # In this context the machinery loads a module, or loads it again. A function around that would be a frame in
+        # tracebacks, and a finder in sys.meta_path would be seen there by tests.
         if original is not None:
-            machinery._find_and_load = _timed(original, self._spent)  # noqa: SLF001
+            machinery._ModuleLockManager = _timed(original, self._spent)  # noqa: SLF001
 
     def take(self) -> dict[str, int]:
         """Return the dearest modules and their microseconds, and forget all."""
-        dear = sorted(((usec, name) for name, usec in self._spent.items() if usec >= _LEAST_USEC), reverse=True)
+        dear = sorted(
+            ((usec, name) for name, usec in self._spent.items() if usec >= _LEAST_USEC and is_name(name)), reverse=True
+        )
         self._spent.clear()
         return {name: usec for usec, name in dear[:MOST_MODULES]}
 
 
-def _timed(original: Callable[..., Any], spent: dict[str, int]) -> Callable[..., Any]:
+def _timed(original: Any, spent: dict[str, int]) -> type[Any]:
     mine, get_ident, now, modules = threading.get_ident(), threading.get_ident, time.monotonic_ns, sys.modules
-    busy: list[str] = []
+    busy: list[object] = []
 
-    def find_and_load(name: str, import_: Any) -> Any:
-        # What is imported on the way is a part of the outermost.
-        if busy or get_ident() != mine:
-            return original(name, import_)
-        busy.append(name)
-        start = now()
-        try:
-            return original(name, import_)
-        finally:
-            busy.clear()
-            if name in modules:
-                spent[name] = spent.get(name, 0) + (now() - start) // 1_000
+    class Timed(original):  # type: ignore[misc]
+        """The lock of a module that is loaded, and the time for which it is held."""
 
-    # Under the name of the machinery's own file its frame is taken out of tracebacks as the machinery's are
-    # (import.c, remove_importlib_frames).
-    code = find_and_load.__code__.replace(co_filename=original.__code__.co_filename)
-    return FunctionType(code, find_and_load.__globals__, "_find_and_load", None, find_and_load.__closure__)
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            self._module = name
+            self._start = 0
+
+        def __enter__(self) -> None:
+            super().__enter__()
+            # What is imported on the way is a part of the outermost.
+            if not busy and get_ident() == mine and self._module not in modules:
+                busy.append(self)
+                self._start = now()
+
+        def __exit__(self, *error: object) -> None:
+            super().__exit__(*error)
+            if busy and busy[0] is self:
+                busy.clear()
+                if self._module in modules:
+                    spent[self._module] = spent.get(self._module, 0) + (now() - self._start) // 1_000
+
+    return Timed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pytest_crate.plugin.imports import MOST_MODULES
+from pytest_crate.plugin.imports import MOST_MODULES, is_name
 from pytest_crate.sandbox.steps import STEPS
 
 
@@ -13,7 +13,7 @@ def checked_imports(told: object) -> Mapping[str, int]:
 
     :raises ValueError: it is nothing of the kind.
     """
-    return _checked(told, lambda name: all(part.isidentifier() for part in name.split(".")), MOST_MODULES)
+    return _checked(told, is_name, MOST_MODULES)
 
 
 def checked_steps(told: object) -> Mapping[str, int]:
@@ -24,10 +24,10 @@ def checked_steps(told: object) -> Mapping[str, int]:
     return _checked(told, STEPS["body"].__contains__, len(STEPS["body"]))
 
 
-def _checked(told: object, is_name: Callable[[str], bool], most: int) -> Mapping[str, int]:
+def _checked(told: object, known: Callable[[str], bool], most: int) -> Mapping[str, int]:
     if not isinstance(told, dict) or len(told) > most:
         raise ValueError("these are no figures")
     for name, usec in told.items():
-        if not is_name(name) or type(usec) is not int or not 0 <= usec < 1 << 53:
+        if not known(name) or type(usec) is not int or not 0 <= usec < 1 << 53:
             raise ValueError(f"{name!r}: {usec!r} is no figure")
     return told

@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 
 import pluggy
 import pytest
+from _pytest._io import TerminalWriter
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
 from _pytest.junitxml import bin_xml_escape, xml_key
@@ -31,6 +32,7 @@ __all__ = [
     "captured_files",
     "captured_in",
     "captures",
+    "drawn",
     "drop_wider_finalizers",
     "dump_stacks_in_time",
     "failed_subtests",
@@ -221,6 +223,15 @@ def write_terminal_to(config: pytest.Config, file: TextIO | None) -> TextIO | No
         return None
     before, reporter._tw._file = reporter._tw._file, file
     return cast("TextIO", before)
+
+
+def drawn(failure: Any, *, colours: bool) -> str:
+    """Return what the representation of a failure looks like on the terminal."""
+    file = io.StringIO()
+    writer = TerminalWriter(file)
+    writer.hasmarkup = colours
+    failure.toterminal(writer)
+    return file.getvalue()
 
 
 def give_values(item: pytest.Item, values: Mapping[str, object]) -> None:

@@ -23,7 +23,7 @@ Class = TypeVar("Class")
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
 
-
+_DRAWN = "crate_drawn"
 _MAX_NAME = 500  # a longer text is a message
 _MAX_WARNING = 1 << 16  # pytest's summary puts all warnings together in its memory
 _MAX_SOURCE_BYTES = 1 << 20
@@ -116,6 +116,9 @@ def pack_report(config: pytest.Config, report: pytest.TestReport) -> dict[str, A
     """Return a report as builtins, through pytest's own hook, so that a plugin's kind of report keeps its kind."""
     data = config.hook.pytest_report_to_serializable(config=config, report=report)
     data["user_properties"] = properties_to_builtins(report.user_properties)
+    failure = report.longrepr
+    if hasattr(failure, "toterminal") and isinstance(data["longrepr"], str):
+        data[_DRAWN] = [private.drawn(failure, colours=colours) for colours in (False, True)]
     packed: dict[str, Any] = to_builtins(data)
     return packed
 
@@ -127,17 +130,37 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     """
     # from_serializable takes what it is given apart: it gets a copy.
     copied = _copy(data)
+    drawn = copied.pop(_DRAWN, None)
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
     private.show_subtest_parameters(report, data)
     # JSON has no tuples; pytest and junitxml take these apart as such.
     if isinstance(report.longrepr, list):
         path, line, reason = report.longrepr
         report.longrepr = (path, line, reason)
+    if drawn is not None and isinstance(report.longrepr, str):
+        plain, coloured = drawn
+        if not (isinstance(plain, str) and isinstance(coloured, str)):
+            raise ValueError("a failure that is drawn in no text")
+        report.longrepr = _Drawn(plain, coloured)  # type: ignore[assignment]
     report.location = tuple(report.location)  # type: ignore[assignment]
     report.user_properties = unpack_properties(report.user_properties)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     _verify(report)
     return report
+
+
+class _Drawn:
+    """A failure that is no traceback, such as a doctest's or a missing fixture's, as it looks on the terminal."""
+
+    def __init__(self, plain: str, coloured: str) -> None:
+        self._plain, self._coloured = plain, coloured
+
+    def __str__(self) -> str:
+        return self._plain.strip()
+
+    def toterminal(self, writer: Any) -> None:
+        """Draw it, as pytest has its own representations draw themselves."""
+        writer.write(self._coloured if writer.hasmarkup else self._plain)
 
 
 def _verify(report: pytest.TestReport) -> None:

@@ -210,7 +210,10 @@ def _covers(view: HostView) -> dict[str, int]:
 def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     covers = _covers(view)
     kept, links = _kept(view)
-    revealed = outermost(path for path in (*view.project, *kept) for cover in covers if is_below(path, cover))
+    revealed = _to_show(
+        (path for path in (*view.project, *kept) if _any_holds(covers, path) and path not in covers),
+        (*covers, *view.writable, *view.readable),
+    )
     apart = view.rootless or not view.overlay
     yield from _rootless_overlays(view) if apart else _root_overlays(view, list(covers), revealed)
     # Before anything of the host's is mounted where a symlink of the tree may lead.
@@ -223,6 +226,16 @@ def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     places += [Reveal(target=path) for path in revealed]
     places += [*links, *_shared(view)]
     yield from sorted(places, key=_depth)
+
+
+def _to_show(paths: Iterable[str], covers: Sequence[str]) -> list[str]:
+    """Return the paths that are not shown with another of them: none that holds it, or a cover on the way to it."""
+    found = sorted(set(paths), key=lambda path: path.split("/"))
+    return [path for path in found if not any(_is_shown_with(path, outer, covers) for outer in found)]
+
+
+def _is_shown_with(path: str, outer: str, covers: Sequence[str]) -> bool:
+    return is_below(path, outer) and not any(is_below(cover, outer) and is_below(path, cover) for cover in covers)
 
 
 def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
@@ -324,7 +337,7 @@ def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operat
     yield Names(hostname=spec.hostname)
     yield from _kernel_parts(spec, view)
     places: list[_Place] = [
-        Bind(target=path, source=path, recursive=True) for path in outermost(view.project) if path != "/"
+        Bind(target=path, source=path, recursive=True) for path in _to_show(view.project, view.homes) if path != "/"
     ]
     kept, links = _kept(view)
     places += [place for path in kept for place in _copy_on_write(path, if_present=True)]

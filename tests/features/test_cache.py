@@ -12,7 +12,18 @@ from tests.inner import BothWays, RunInner
 
 
 def test_cache_survives(pytester: pytest.Pytester, both_ways: BothWays) -> None:
-    """Values and directories of the cache, written in a body, a fixture or outside, are read by the next run."""
+    """Values and directories of the cache, written in a body, a fixture, a hook or outside, are in the next run."""
+    pytester.makeconftest(
+        """
+        def count(item, name):
+            number = item.config.cache.get(f"own/{name}", 0) + 1
+            item.config.cache.set(f"own/{name}", number)
+            print(name, number)
+        def pytest_runtest_call(item): count(item, "calls")
+        def pytest_runtest_makereport(item): count(item, "reports")
+        def pytest_runtest_setup(item): count(item, "set-ups")
+        """
+    )
     pytester.makepyfile(
         """
         import pytest
@@ -32,11 +43,12 @@ def test_cache_survives(pytester: pytest.Pytester, both_ways: BothWays) -> None:
         def test_sees_it(cache): assert cache.get("own/body", None) == 7
         """
     )
-    assert both_ways("-rP").of("test_writes")["sections"] == [["Captured stdout call", "None None None []\n"]]
+    first = both_ways("-rP").of("test_writes")["sections"]
+    assert first[-1] == ["Captured stdout call", "calls 1\nNone None None []\n"]
     again = both_ways("-rP").of("test_writes")["sections"]
-    assert again == [["Captured stdout call", "outside {'in': ['tear-down']} 7 ['kept']\n"]]
+    assert again[-1] == ["Captured stdout call", "calls 3\noutside {'in': ['tear-down']} 7 ['kept']\n"]
     cleared = both_ways("-rP", "--cache-clear").of("test_writes")["sections"]
-    assert cleared == [["Captured stdout call", "None None None []\n"]]
+    assert cleared[-1] == ["Captured stdout call", "calls 1\nNone None None []\n"]
 
 
 def test_nothing_else_of_the_project_is_written(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -166,9 +166,17 @@ def test_output_of_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays
             print("module down")
         def test_first(server): print("first"); logging.error("first"); server[0](); raise SystemError
         def test_second(server): print("second"); server[0](); raise SystemError
+        @pytest.fixture
+        def asks(server): server[0](); yield; server[0]()
+        def test_around(asks): pass
         """
     )
     run = both_ways("--tb=line", "-rA", f"--capture={mode}")
+    around = dict(run.of("::test_around", "teardown")["sections"])
+    assert {title for title, text in around.items() if text == "thread answers\n"} == {
+        "Captured stderr setup",
+        "Captured stderr teardown",
+    }
     sections = dict(run.of("::test_first")["sections"])
     assert sections["Captured stdout setup"] == "module up\n"
     assert sections["Captured stderr call"] == "thread answers\n"

@@ -22,7 +22,7 @@ def test_timeout_dumps_stacks(pytester: pytest.Pytester, run_inner: RunInner) ->
     run = run_inner("--crate-all", "-o", "faulthandler_timeout=0.4")
     assert run.outcomes() == {"passed": 2, "failed": 1}
     errors = run.result.stderr.str()
-    assert "Timeout (0:00:00.4" in errors
+    assert errors.count("Timeout (0:00:00.4") == 1  # pytest waits as long
     assert "in linger" in errors
     assert "in test_slow" in errors
 

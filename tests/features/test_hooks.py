@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.inner import BothWays, RunInner
@@ -224,8 +226,72 @@ def test_hooks_that_decide(pytester: pytest.Pytester, both_ways: BothWays) -> No
     assert run.outcomes() == {"passed": 4, "failed": 2, "skipped": 2, "errors": 1}
 
 
+def test_where_hooks_run(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Set-up's hooks before pytest's own run in pytest; later ones, and those of body and tear-down, in the crate."""
+    pytester.makeconftest(
+        """
+        import socket, pytest
+        def say(words): print("hook:", words, "inside" if socket.gethostname() == "crate" else "outside")
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_setup(item):
+            say("wrapper before set-up")
+            yield
+            say("wrapper after set-up")
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_call(item): say("wrapper before call"); return (yield)
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call): say(f"report of {call.when}"); return (yield)
+        class More:
+            def pytest_runtest_setup(self, item): say("set-up")
+            def pytest_runtest_call(self, item): say("call")
+            def pytest_runtest_teardown(self, item): say("tear-down")
+        class Late:
+            @pytest.hookimpl(trylast=True)
+            def pytest_runtest_setup(self, item): say("last of set-up")
+            @pytest.hookimpl(trylast=True)
+            def pytest_runtest_teardown(self, item): say("last of tear-down")
+        def pytest_configure(config):
+            config.pluginmanager.register(More())
+            config.pluginmanager.register(Late())
+        """
+    )
+    pytester.makepyfile("def test_it(): pass\n")
+    run = run_inner("--crate-all", "-s")
+    said = re.findall(r"hook: ([a-z -]*) (inside|outside)", run.text)
+    assert [words for words, where in said if where == "outside"] == ["wrapper before set-up", "set-up"]
+    assert [words for words, where in said if where == "inside"] == [
+        *("last of set-up", "wrapper after set-up", "report of setup"),
+        *("wrapper before call", "call", "report of call"),
+        *("tear-down", "last of tear-down", "report of teardown"),
+    ]
+
+
+def test_hooks_of_pytests_own(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Reports are logged, and warnings recorded, in pytest's process and in no crate."""
+    pytester.makeconftest(
+        """
+        import os
+        def note(words):
+            with open("noted/log", "a") as file: print(words, os.getpid(), file=file)
+        def pytest_runtest_logreport(report): note(f"logged {report.when}")
+        def pytest_warning_recorded(warning_message): note(f"recorded {warning_message.message}")
+        """
+    )
+    pytester.mkdir("noted")
+    pytester.makepyfile("import warnings\ndef test_it(): warnings.warn('careful')\n")
+    run = run_inner("--crate-all", "--crate-mount=noted:rw")
+    words = ["logged setup", "recorded careful", "logged call", "logged teardown"]
+    pid = run.reports[0]["pid"]
+    assert sorted((pytester.path / "noted" / "log").read_text().splitlines()) == sorted(
+        f"{each} {pid}" for each in words
+    )
+
+
 def test_a_crash_and_hooks(pytester: pytest.Pytester, run_inner: RunInner) -> None:
-    """When the crate is lost, hooks of the report run in pytest: loudly, and what they lack there stops nothing."""
+    """When the crate is lost, hooks of the report run in pytest: loudly, and what they lack there stops nothing.
+
+    No hook makes an expected failure of it, nor a success.
+    """
     pytester.makeconftest(
         """
         import pytest
@@ -235,6 +301,8 @@ def test_a_crash_and_hooks(pytester: pytest.Pytester, run_inner: RunInner) -> No
             report = outcome.get_result()
             if report.when == "call" and report.failed:
                 report.sections.append(("by hook", call.excinfo.typename))
+                if "known" in item.name: report.outcome, report.wasxfail = "skipped", "known"
+                if "fine" in item.name: report.outcome = "passed"
                 item.funcargs["driver"].screenshot()
         @pytest.hookimpl(hookwrapper=True)
         def pytest_runtest_call(item):
@@ -244,9 +312,17 @@ def test_a_crash_and_hooks(pytester: pytest.Pytester, run_inner: RunInner) -> No
         def driver(): return object()
         """
     )
-    pytester.makepyfile("import os\ndef test_crashes(driver): os._exit(1)\ndef test_after(driver): pass\n")
+    pytester.makepyfile(
+        """
+        import os
+        def test_crashes(driver): os._exit(1)
+        def test_known(driver): os._exit(1)
+        def test_fine(driver): os._exit(1)
+        def test_after(driver): pass
+        """
+    )
     run = run_inner("--crate-all")
-    assert run.outcomes() == {"passed": 1, "failed": 1}
+    assert run.outcomes() == {"passed": 1, "failed": 3}
     assert ["by hook", "CrateFailed"] in run.of("test_crashes")["sections"]
 
 

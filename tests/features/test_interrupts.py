@@ -105,11 +105,14 @@ def test_a_second_interrupt(pytester: pytest.Pytester, start: Start) -> None:
     )
     run = start("-s")
     run.expect("hanging")
+    processes = psutil.Process(run.process.pid).children(recursive=True)
     run.type("\x03")
     run.expect("slowly")
     run.type("\x03")
     status, _ = run.ends()
     assert status != pytest.ExitCode.OK
+    assert len(processes) > 1
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
 
 
 def test_a_test_that_ignores_it(pytester: pytest.Pytester, start: Start) -> None:

@@ -58,3 +58,25 @@ def test_times(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -
     assert shown["teardown"] >= 0.35
     (case,) = ET.parse(tmp_path / "plain.xml").iter("testcase")
     assert abs(float(case.attrib["time"]) - shown["call"]) < 0.02
+
+
+def test_durations_are_the_crates(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The duration of a report in pytest is, to the last digit, the one that it was made with in the crate."""
+    pytester.makeconftest(
+        """
+        import os, socket, pytest
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            report.made = [socket.gethostname(), report.duration]
+            return report
+        def pytest_runtest_logreport(report):
+            print("made", report.when, *report.made, report.made[1] == report.duration)
+        """
+    )
+    pytester.makepyfile("def test_it(tmp_path): pass\n")
+    run = run_inner("--crate-all", "-s")
+    made = [line.split("made ")[1].split() for line in run.result.outlines if "made " in line]
+    assert [(when, host, same) for when, host, _, same in made] == [
+        (when, "crate", "True") for when in ("setup", "call", "teardown")
+    ]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.inner import BothWays
+from tests.inner import BothWays, RunInner
 
 LOGS = """
 import logging, pytest
@@ -55,7 +55,8 @@ def test_caplog(pytester: pytest.Pytester, both_ways: BothWays) -> None:
             class Deny(logging.Filter):
                 def filter(self, record): return "deny" not in record.getMessage()
             with caplog.filtering(Deny()): log.warning("deny this"); log.warning("keep this")
-            assert caplog.messages == ["keep this"]
+            log.warning("deny no more")
+            assert caplog.messages == ["keep this", "deny no more"]
         def test_exception(caplog):
             try: 1 / 0
             except ZeroDivisionError: log.exception("oh")
@@ -80,6 +81,18 @@ def test_live_logs_and_levels(pytester: pytest.Pytester, both_ways: BothWays, op
     pytester.makepyfile(LOGS)
     run = both_ways("-v", *options.split())
     assert "wide up" in run.text
+
+
+def test_progress_after_live_logs(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What follows a live log of a crate on its line is the same, at another column if pytest aligns it."""
+    pytester.makepyfile(LOGS)
+    options = ("-v", "-o", "log_cli=true", "-o", "log_cli_level=DEBUG")
+    lines = []
+    for args in ((), ("--crate-all",)):
+        run = run_inner(*args, *options)
+        lines.append([line for line in run.result.outlines if line.endswith("%]")])
+    assert [line.split() for line in lines[0]] == [line.split() for line in lines[1]]
+    assert lines[0] != lines[1]
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.comparing import without_varying
 from tests.inner import BothWays, RunInner
 
 TESTS = """
@@ -55,6 +56,32 @@ def test_options(pytester: pytest.Pytester, both_ways: BothWays, options: str) -
     both_ways(*options.split())
 
 
+@pytest.mark.parametrize("options", ["-rA --color=yes", "-v --tb=short", "-q --tb=native -rfE", "--tb=line -n1"])
+def test_failures_that_are_no_tracebacks(pytester: pytest.Pytester, both_ways: BothWays, options: str) -> None:
+    """A doctest's failure and a missing fixture look the same, with colours and in the short summary."""
+    pytester.makepyfile(
+        """
+        import unittest, pytest
+        def doubled(x):
+            '''
+            >>> doubled(2)
+            5
+            '''
+            return 2 * x
+        def test_missing(no_such_fixture): pass
+        def test_missing_in_body(request): request.getfixturevalue("no_such_fixture")
+        @pytest.mark.xfail
+        def test_missing_as_expected(no_such_fixture): pass
+        def test_said(): pytest.fail("plainly", pytrace=False)
+        """
+    )
+    run = both_ways("--doctest-modules", *options.split())
+    # A worker sends text, with crates or without, of which pytest 9 shows the first line.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", run.text).splitlines()
+    (summary,) = [line for line in lines if line.startswith("FAILED ") and "::test_missing_in_body" in line]
+    assert (" - " in summary) == ("-n1" in options and pytest.version_tuple >= (9,))
+
+
 def test_every_frame(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """Where pytest's own frames are shown they are the same; the plugin is only among the arguments of some."""
     pytester.makepyfile(TESTS)
@@ -62,11 +89,16 @@ def test_every_frame(pytester: pytest.Pytester, run_inner: RunInner) -> None:
         run_inner("--full-trace", *args, way=way) for way, args in (("plain", ()), ("crated", ("--crate-all",)))
     )
     for name, when in (("test_fails", "call"), ("test_error", "setup"), ("test_chain", "call")):
-        frames = [
-            re.findall(r"^\S+\.py:\d+: .*$", run.of(name, when)["longrepr"], re.MULTILINE) for run in (plain, crated)
-        ]
+        texts = [without_varying(run.of(name, when)["longrepr"]) for run in (plain, crated)]
+        frames = [re.findall(r"^\S+\.py:\d+: .*$", text, re.MULTILINE) for text in texts]
         assert frames[0] == frames[1]
         assert len(frames[0]) > 5
+        assert texts[0] != texts[1]
+        assert _without_arguments(texts[0]) == _without_arguments(texts[1])
+
+
+def _without_arguments(text: str) -> str:
+    return re.sub(r"^\w+ += .*(?:\n .*)*$", "ARGUMENT", text, flags=re.MULTILINE)
 
 
 def test_collect_only_and_exit_codes(pytester: pytest.Pytester, run_inner: RunInner) -> None:
@@ -82,7 +114,7 @@ def test_collect_only_and_exit_codes(pytester: pytest.Pytester, run_inner: RunIn
     ):
         plain, crated = run_inner(*options), run_inner("--crate-all", *options, way="crated")
         assert plain.ret == crated.ret == code
-        assert crated.printed(plain) == plain.printed()
+        assert crated.printed() == plain.printed()
 
 
 @pytest.mark.parametrize("option", ["--fixtures-per-test", "--setup-plan"])
@@ -90,4 +122,4 @@ def test_fixtures_shown(pytester: pytest.Pytester, run_inner: RunInner, option: 
     """--fixtures-per-test and --setup-plan say the same."""
     pytester.makepyfile(TESTS)
     plain, crated = run_inner(option), run_inner("--crate-all", option, way="crated")
-    assert crated.printed(plain) == plain.printed()
+    assert crated.printed() == plain.printed()

@@ -27,6 +27,9 @@ def test_ignored(): warnings.warn("never seen")
 @pytest.mark.parametrize("n", [1, 2])
 def test_many(n): warnings.warn("from many")
 def test_returns(): return 1
+@pytest.fixture
+def late(): yield; warnings.warn("late")
+def test_late(late): pass
 """
 
 
@@ -40,6 +43,7 @@ RAISED = "pytest.PytestUnraisableExceptionWarning", "pytest.PytestUnhandledThrea
         "--tb=line -W error::{} -W error::{}".format(*RAISED),
         "-W ignore:body -rw",
         "-W error::DeprecationWarning --disable-warnings",
+        "-W error:inner -W error:late -rA",
     ],
 )
 def test_summary_and_errors(pytester: pytest.Pytester, both_ways: BothWays, options: str) -> None:
@@ -50,6 +54,9 @@ def test_summary_and_errors(pytester: pytest.Pytester, both_ways: BothWays, opti
         for words in ("test_unraisable", "PytestUnraisableExceptionWarning", "PytestUnhandledThreadExceptionWarning"):
             assert words in run.text
         assert run.of("test_marked")["outcome"] == "failed"
+    if "error:late" in options:
+        assert run.of("test_body", "setup")["outcome"] == "failed"
+        assert run.of("test_late", "teardown")["outcome"] == "failed"
 
 
 def test_recorders(pytester: pytest.Pytester, both_ways: BothWays) -> None:

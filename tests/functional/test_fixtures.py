@@ -148,3 +148,38 @@ def test_project_in_a_home_directory(pytester: pytest.Pytester, run_inner: RunIn
         """
     )
     assert run_inner("--crate-all", env={"HOME": str(pytester.path)}).outcomes() == {"passed": 2}
+
+
+def test_project_in_a_home_directory_that_the_run_has_made(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The same where all that is in a temporary directory is shown because a wider fixture has put something there."""
+    pytester.makeconftest(
+        """
+        import os, pathlib, tempfile, pytest
+        @pytest.fixture(scope="session", autouse=True)
+        def wide():
+            place = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))
+            with pytest.MonkeyPatch.context() as patch:
+                (place / "home").mkdir()
+                (place / "home" / ".secret").touch()
+                (place / "beside").touch()
+                patch.setenv("HOME", str(place / "home"))
+                patch.syspath_prepend(str(place / "home" / "lib"))
+                (place / "home" / "lib").mkdir()
+                (place / "home" / "lib" / "late.py").touch()
+                yield place
+            for path in sorted(place.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            place.rmdir()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        def test_it(wide):
+            import late
+            assert (wide / "beside").exists()
+            assert not (wide / "home" / ".secret").exists()
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"passed": 1}, run.text

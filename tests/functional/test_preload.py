@@ -36,6 +36,14 @@ def test_hint(pytester: pytest.Pytester, run_inner: RunInner, workers: str) -> N
     assert hint["import_usec"] >= 400_000
 
 
+def test_a_module_whose_name_is_no_identifier(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What a library imports by a name of that kind is its own affair: the test passes."""
+    pytester.makepyfile(**{"data17-0-0": "import time\ntime.sleep(0.05)\n"})
+    pytester.makepyfile(test_it="import importlib\ndef test_it(): importlib.import_module('data17-0-0')\n")
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"passed": 1}, run.text
+
+
 def test_preload(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """It is imported once, in pytest's process; there is nothing to hint at then."""
     pytester.makepyfile(slow=SLOW, test_it=SUITE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.inner import BothWays, RunInner
@@ -241,6 +243,44 @@ def test_function_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> No
     assert run.of("test_order_wrong", "teardown")["outcome"] == "failed"
 
 
+def test_where_fixtures_are(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A function's fixtures are set up and torn down in its crate, however they are asked for; wider ones outside."""
+    pytester.makepyfile(
+        """
+        import socket, unittest, pytest
+        def where(request, when): print(request.fixturename, when, socket.gethostname() == "crate")
+        def around(**options):
+            @pytest.fixture(**options)
+            def fixture(request):
+                where(request, "up")
+                yield
+                where(request, "down")
+            return fixture
+        asked, used, auto, wide = around(), around(params=[1]), around(autouse=True), around(scope="module")
+        @pytest.fixture
+        def asks(asked, wide): pass
+        @pytest.mark.usefixtures("used")
+        def test_asks(asks, request): request.getfixturevalue("late")
+        late = around()
+        class TestMethods:
+            def setup_method(self): print("setup_method", socket.gethostname() == "crate")
+            def teardown_method(self): print("teardown_method", socket.gethostname() == "crate")
+            def test_it(self): pass
+        class Case(unittest.TestCase):
+            def setUp(self): print("setUp", socket.gethostname() == "crate")
+            def tearDown(self): print("tearDown", socket.gethostname() == "crate")
+            def test_case(self): pass
+        """
+    )
+    run = run_inner("--crate-all", "-rP")
+    assert run.outcomes() == {"passed": 3}
+    said = re.findall(r"^(\w+(?: up| down)?) (True|False)$", run.text, re.MULTILINE)
+    inside = [*(f"{name} {way}" for name in ("asked", "used", "late") for way in ("up", "down"))]
+    inside += [*["auto up", "auto down"] * 3, "setup_method", "teardown_method", "setUp", "tearDown"]
+    assert sorted(name for name, there in said if there == "True") == sorted(inside)
+    assert [name for name, there in said if there == "False"] == ["wide up", "wide down"]
+
+
 def test_wider_fixtures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """Class, module and session fixtures run exactly once, outside, with the output and log of each phase once."""
     pytester.makeconftest(
@@ -348,8 +388,10 @@ def test_inner_and_wider_teardown_fail(pytester: pytest.Pytester, run_inner: Run
     )
     run = run_inner("--crate-all")
     assert run.outcomes() == {"passed": 1, "errors": 1}
-    assert "OSError: wider" in run.text
-    assert "KeyError: 'inner'" in run.text
+    report = run.of("test_it", "teardown")
+    assert "OSError: wider" in report["longrepr"]
+    assert "KeyError: 'inner'" in dict(report["sections"])["teardown inside the crate"]
+    assert "Group" not in run.text
 
 
 def test_classes_and_modules(pytester: pytest.Pytester, both_ways: BothWays) -> None:

@@ -74,7 +74,14 @@ SUITES = (
         version="7.2.2",
         requirements=("psleak", "pytest-instafail", "setuptools"),
         # Its own settings leave out JUnit XML, and have one that this pytest refuses.
-        args=("-c", "/dev/null", "--rootdir", ".", "tests"),
+        args=(
+            *("-c", "/dev/null", "--rootdir", ".", "tests"),
+            # Its pool of processes is terminated as soon as all processes have been looked at: at once where these are
+            # few. Its handler of SIGTERM then raises in a worker that is just being forked, Python ignores that, and
+            # the worker stays: without crates, too, such a pool hangs by its hundredth time.
+            "--deselect=tests/test_process_all.py::TestFetchAllProcesses::test_all",
+        ),
+        part="all but one test, whose pool of processes hangs now and then, without crates, too",
         without=("psutil",),
         allowed={
             _of("test_linux", "TestProcessAgainstStatus::.*"): _PIDS,
@@ -85,14 +92,19 @@ SUITES = (
             _of(
                 "test_process", "TestProcess::test_(children_duplicates|parents)"
             ): "in a crate the tree of processes begins at init",
-            _of("test_process_all", "TestFetchAllProcesses::test_all"): "passes: it meets no process but its own",
             _of(
                 "test_scripts", "TestSetupScript::test_invocation"
             ): "fails plain, too, with what other tests have imported",
             _of("test_linux", "TestSystemVirtualMemoryAgainstVmstat::test_free"): "it measures the host's memory twice",
+            # And prints that it tries again, plain and in crates.
+            _of(
+                "test_linux", "TestProcess::test_parse_smaps_vs_memory_maps"
+            ): "it measures twice the memory of a process that has just begun",
             _of(
                 "test_linux", "TestSystemNetIfAddrs::test_ips"
             ): "a crate's loopback has a second address, for `AI_ADDRCONFIG`",
+            # Ten interpreters that fail by an import, as one outside the environment has no psutil: of their tracebacks
+            # there are none to ten, plain and in crates, by how busy the machine is.
             _of("test_connections", "TestSystemWideConnections::test_multi_sockets_procs"): _KILLED,
             _of("test_process", "TestProcess::test_long_cmdline"): _KILLED,
             _of("test_sudo", "TestUpdatedSystemTime::.*"): "skipped: a crate may not set the clock",
@@ -114,6 +126,11 @@ SUITES = (
         part="what touches files, processes, signals, loopback sockets and pytest",
         allowed={
             _of("test_fileio", r"TestPath::test_is_block_device.*"): "skipped: a crate's /dev has no disk",
+            # asyncio's "Unknown child process": who closes a transport polls the process that a thread waits for.
+            # Of sixty repetitions seven or more logged it plain, and nine in crates.
+            _of(
+                "test_to_process", r"test_stderr_flood\[asyncio\]"
+            ): "asyncio logs which of two has waited for a process, by who was first",
             # asyncio's "Task exception was never retrieved", of a pytest that it starts: without crates, too, it is
             # there or not by how many objects that pytest makes, with a period of 700 (gc.get_threshold).
             _of(
@@ -184,11 +201,11 @@ SUITES = (
         name="marshmallow",
         version="4.4.0",
         requirements=("simplejson",),
-        # Its names have the time in them.
         args=(
             "tests",
             "--deselect=tests/test_deserialization.py::TestFieldDeserialization::test_invalid_datetime_deserialization",
         ),
+        part="all but a test whose parameters' names have the time in them",
     ),
     Suite(
         name="pytest",

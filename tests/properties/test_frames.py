@@ -65,7 +65,7 @@ def test_a_message_is_cut_until_it_fits(message: dict[str, Any], lines: int, mos
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from([*REPORT, "wasxfail", "toterminal", "x"]), JSON, max_size=3))
+@given(st.dictionaries(st.sampled_from([*REPORT, "crate_drawn", "wasxfail", "toterminal", "x"]), JSON, max_size=3))
 def test_a_report_with_any_part_exchanged_can_be_shown_or_is_refused(
     pytestconfig: pytest.Config, parts: dict[str, Any]
 ) -> None:

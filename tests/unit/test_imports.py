@@ -15,15 +15,16 @@ import sys, threading, traceback
 sys.path.insert(0, sys.argv[1])
 from pytest_crate.plugin.imports import ImportTimes
 times = ImportTimes()
-times.start()
+if sys.argv[2] == "measured":
+    times.start()
 """
 
 
-def _run(tmp_path: Path, program: str, **modules: str) -> str:
+def _run(tmp_path: Path, program: str, how: str = "measured", **modules: str) -> str:
     """Run a program in whose process imports are measured; return what it prints."""
     for name, source in modules.items():
         tmp_path.joinpath(f"{name}.py").write_text(source)
-    command = [sys.executable, "-c", WATCH + program, str(tmp_path)]
+    command = [sys.executable, "-c", WATCH + program, str(tmp_path), how]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
 
 
@@ -53,9 +54,10 @@ try: import broken
 except ValueError: pass
 import slow
 taken = times.take()
+__import__("importlib").reload(slow)
 print(list(taken), 100_000 <= taken["slow"] < 10_000_000, times.take())
 """,
-        slow="import inner",
+        slow="import inner, time; time.sleep(0.1)",
         inner="import time; time.sleep(0.1)",
         quick="",
         broken="import time; time.sleep(0.1); raise ValueError",
@@ -71,23 +73,56 @@ def test_other_threads_are_not_measured(tmp_path: Path) -> None:
     ) == ("True {}\n")
 
 
-def test_tracebacks_are_as_ever(tmp_path: Path) -> None:
-    """A failed import has no frame of the measuring in its traceback, nor of Python's own machinery."""
-    program = """
-for name in ("absent", "broken"):
+@pytest.mark.parametrize("way", ["exec(f'import {name}')", "importlib.import_module(name)", "__import__(name)"])
+def test_tracebacks_are_as_ever(tmp_path: Path, way: str) -> None:
+    """A failed import has the frames in its traceback, Python's own machinery's, that it has where nobody measures."""
+    program = f"""
+import importlib
+for name in ("absent", "broken", "around"):
     try:
-        exec(f"import {name}")
+        {way}
     except Exception as error:
         print([frame.name for frame in traceback.extract_tb(error.__traceback__)])
 """
-    assert (
-        _run(tmp_path, program, broken="raise ValueError")
-        == "['<module>', '<module>']\n['<module>', '<module>', '<module>']\n"
+    modules = {"broken": "raise ValueError", "around": "import broken"}
+    printed = _run(tmp_path, program, **modules)
+    assert printed == _run(tmp_path, program, "as it is", **modules)
+    assert printed.count("\n") == 3
+
+
+def test_names_that_are_no_identifiers(tmp_path: Path) -> None:
+    """Of a module with any other name the import is measured, and told of if the name can be printed as one word."""
+    names = ["of-file17-0-0", "two words", "\x1b[31m"]
+    printed = _run(
+        tmp_path,
+        f"""
+import importlib
+from pytest_crate.plugin import imports, measured
+imports._LEAST_USEC = 0
+times.take()
+for name in {names}:
+    importlib.import_module(name)
+print(list(measured.checked_imports(times.take())))
+""",
+        **dict.fromkeys(names, ""),
     )
+    assert printed == "['of-file17-0-0']\n"
 
 
 @pytest.mark.parametrize(
-    "told", [None, [], {"a b": 1}, {"a": -1}, {"a": True}, {"a": "1"}, {f"m{n}": 1 for n in range(MOST_MODULES + 1)}]
+    "told",
+    [
+        None,
+        [],
+        {"": 1},
+        {"a b": 1},
+        {"a\n": 1},
+        {"\x1b[2J": 1},
+        {"a": -1},
+        {"a": True},
+        {"a": "1"},
+        {f"m{n}": 1 for n in range(MOST_MODULES + 1)},
+    ],
 )
 def test_forged_imports(told: object) -> None:
     """What is no list of imports is refused."""

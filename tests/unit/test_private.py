@@ -272,6 +272,14 @@ def _outcomes(live: Live) -> bool:
     return all(issubclass(kind, base) for kind in kinds) and not issubclass(base, Exception)
 
 
+def _writer(live: Live) -> bool:
+    file = io.StringIO()
+    writer = _named("_pytest._io", "TerminalWriter")(file)
+    writer.hasmarkup = True
+    writer.line("line", red=True)
+    return "line" in file.getvalue() and "\x1b[31m" in file.getvalue()
+
+
 def _chain(live: Live) -> bool:
     return [request.fixturename for request in live.item._request._iter_chain()] in ([], [None])
 
@@ -373,6 +381,13 @@ NAMES = [
         used_by="cache_directory",
         holder=lambda live: type(live.other.cache),
         check=_cache,
+    ),
+    Name(
+        title="_pytest._io.TerminalWriter",
+        shape="a writer to a file, in colours if hasmarkup is set",
+        used_by="drawn",
+        holder=lambda _: importlib.import_module("_pytest._io"),
+        check=_writer,
     ),
     Name(
         title="TerminalReporter._tw",

@@ -127,6 +127,44 @@ def test_a_project_below_basetemp_stays_copy_on_write() -> None:
     assert position(operations, mounts.Bind, "/tmp/base") < position(operations, mounts.Reveal, "/tmp/base/project")
 
 
+@pytest.mark.parametrize("rootless", [False, True])
+def test_what_lies_behind_a_cover_is_shown_though_what_is_before_it_is(tmp_path: Path, rootless: bool) -> None:
+    """A home, or basetemp, within something that is shown: the project, or its interpreter, in it is shown again."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    view = HostView(
+        mounts=HOST.mounts,
+        rootless=rootless,
+        homes=(str(tmp_path), f"{kept}/home"),
+        project=(f"{kept}/home/project", f"{kept}/home/project/.venv", f"{kept}/base/other"),
+        kept=(str(kept),),
+        writable=(f"{kept}/base",),
+    )
+    operations = plan(view)
+    shown = [operation.target for operation in operations if isinstance(operation, mounts.Reveal)]
+    assert sorted(shown) == [str(kept), f"{kept}/base/other", f"{kept}/home/project"]
+    captured = position(operations, mounts.Capture, f"{kept}/home/project")
+    before = position(operations, mounts.Reveal, str(kept))
+    covered = position(operations, mounts.Private, f"{kept}/home")
+    assert captured < before < covered < position(operations, mounts.Reveal, f"{kept}/home/project")
+    shared = position(operations, mounts.Bind, f"{kept}/base")
+    assert before < shared < position(operations, mounts.Reveal, f"{kept}/base/other")
+
+
+def test_in_an_image_the_interpreter_in_a_home_within_the_project_is_shown() -> None:
+    """The home is private there, and what Python needs of it is laid into it."""
+    view = HostView(
+        mounts=HOST.mounts,
+        rootless=False,
+        homes=("/srv/project/home",),
+        project=("/srv/project", "/srv/project/home/.venv"),
+    )
+    operations = plan(view, rootfs="/store/rootfs")
+    whole = position(operations, mounts.Bind, "/srv/project")
+    covered = position(operations, mounts.Private, "/srv/project/home")
+    assert whole < covered < position(operations, mounts.Bind, "/srv/project/home/.venv")
+
+
 def test_mounts_come_last_and_are_read_only_unless_asked() -> None:
     """The user's mounts lie over everything, in the order of their depth."""
     operations = plan(mounts=["/data/deep:/x/y:rw", "/data:/x"])
