@@ -10,6 +10,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -239,6 +240,18 @@ def _xml_key(live: Live) -> bool:
     key = _named("_pytest.junitxml", "xml_key")
     without = live.pytester.parseconfigure()
     return isinstance(key, pytest.StashKey) and key not in without.stash and hasattr(live.xml, "node_reporter")
+
+
+def _bin_xml_escape(_: Live) -> bool:
+    escape = _named("_pytest.junitxml", "bin_xml_escape")
+    return [escape(text) for text in ("a<", "\x1f", "\udc80", 1)] == ["a<", "#x1F", "#xDC80", "1"]
+
+
+def _showwarnmsg(_: Live) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        message = warnings.WarningMessage(UserWarning("text"), UserWarning, "file", 3, line="line")
+        warnings._showwarnmsg(message)  # type: ignore[attr-defined]
+    return caught == [message]
 
 
 def _global_properties(live: Live) -> bool:
@@ -558,6 +571,20 @@ NAMES = [
         check=_xml_key,
     ),
     Name(
+        title="_pytest.junitxml.bin_xml_escape",
+        shape="a function that writes what XML has no characters for in ASCII",
+        used_by="xml_text",
+        holder=lambda _: importlib.import_module("_pytest.junitxml"),
+        check=_bin_xml_escape,
+    ),
+    Name(
+        title="warnings._showwarnmsg",
+        shape="a function that shows a warning past any filter",
+        used_by="show_warning_message",
+        holder=lambda _: warnings,
+        check=_showwarnmsg,
+    ),
+    Name(
         title="LogXML.global_properties",
         shape="the list that add_global_property adds a pair of strings to",
         used_by="take_junit_records",
@@ -738,7 +765,7 @@ class A:
 
 
 # Python's own: what the import statement calls. Where it has gone, imports are not measured.
-PYTHON_S = {"imports.py": ("_bootstrap", "_find_and_load")}
+PYTHON_S = {"imports.py": ("_bootstrap", "_ModuleLockManager")}
 
 
 @pytest.mark.parametrize(
