@@ -46,9 +46,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     # As early as a plugin can: what conftest files put into /tmp is this run's.
+    from pytest_crate.plugin.shared_cache import clean_at_start
     from pytest_crate.sandbox.temporary import TemporaryEntries
 
     early_config.stash[_ENTRIES] = TemporaryEntries()
+    clean_at_start(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -191,6 +191,7 @@ class Conductor:
                 del item.stash[_WALK]
                 self._walk = None
                 if walk.rider is None:
+                    self.crates.clean_cache()
                     self._waiting, self._last = (walk.body, item) if walk.is_over else (None, None)
                 elif not walk.rider.over:
                     walk.rider.ends()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import pytest
 
 from pytest_crate.errors import CrateError, HostError
 from pytest_crate.plugin import options, private
+from pytest_crate.plugin.shared_cache import SharedCache
 from pytest_crate.plugin.specs import ImageFinder
 from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
 from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
@@ -48,6 +48,7 @@ class Crates:
         self._seen: rootfs.HostView | None = None
         self._plans: _Plans = {}
         self._homes: tuple[str | None, tuple[str, ...]] = (None, ())
+        self._cache: SharedCache | None = None
         self._entries.keep()
         # Before the first fork: each child would make a numbered directory of its own.
         try:
@@ -229,21 +230,11 @@ class Crates:
             give_back(self._store.ids, self._writable())
 
     def clean_cache(self) -> None:
-        """Remove what bodies have put in the place of values in pytest's cache, which they share with it.
-
-        pytest opens those by their names: it would write to where a symbolic link leads, and wait for a pipe.
-        """
-        cache = self._cache_directory()
-        pending = [] if cache is None else [os.path.join(cache, "v")]  # pytest's directory for values
-        while pending:
-            path = pending.pop()
-            # Another worker may be at it, too.
-            with contextlib.suppress(FileNotFoundError):
-                mode = os.lstat(path).st_mode
-                if stat.S_ISDIR(mode):
-                    pending += [entry.path for entry in os.scandir(path)]
-                elif not stat.S_ISREG(mode):
-                    os.unlink(path)
+        """Have pytest meet nothing in its cache but values, whatever a body has put there."""
+        if self._cache is None and (directory := self._cache_directory()) is not None:
+            self._cache = SharedCache(directory)
+        if self._cache is not None:
+            self._cache.clean()
 
     def close(self) -> None:
         """End the engine, and every crate with it."""

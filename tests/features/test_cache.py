@@ -120,3 +120,49 @@ def test_what_a_test_puts_in_the_place_of_a_value(
         assert not any(path.is_symlink() for path in cache.rglob("*"))
     assert (victim / "lastfailed").read_text() == "{}"
     assert os.listdir(victim / "cache") == []
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_wider_fixture_keeps_after_that(
+    pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, kind: str
+) -> None:
+    """A value that pytest writes between two tests goes into the cache, too."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        pytestmark = pytest.mark.crate
+        def test_replaces(pytestconfig):
+            path = pytestconfig.cache._cachedir / "v" / "a" / "b"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if {kind!r} == "pipe": os.mkfifo(path)
+            else: path.symlink_to({str(victim)!r})
+        @pytest.fixture(scope="module")
+        def kept(pytestconfig):
+            pytestconfig.cache.set("a/b", 1)
+            yield
+        def test_goes_on(kept, pytestconfig):
+            assert pytestconfig.cache.get("a/b", None) == 1
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 2}
+    assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_killed_run_left_there(pytester: pytest.Pytester, tmp_path: Path, kind: str) -> None:
+    """A run reads no value that a run before left in the place of one when it was killed, nor writes where it leads."""
+    victim = tmp_path / "victim"
+    victim.write_text("{}")
+    value = pytester.path / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    value.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(value)
+    else:
+        value.symlink_to(victim)
+    pytester.makepyfile("def test_it(): assert 0")
+    done = pytester.runpytest_subprocess("-p", "no:hypothesispytest", timeout=60)
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    assert victim.read_text() == "{}"
+    assert "test_it" in value.read_text()

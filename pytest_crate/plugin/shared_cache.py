@@ -1,0 +1,62 @@
+"""pytest's cache, to which bodies write, too: what they put in the place of its values is removed before it is met."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+import pytest
+
+_VALUES = "v"  # the directory of the values, in the cache's
+# A file system's clock may stand still for as long (inode(7): timestamps are of the last tick).
+_CLOCK_NSEC = 100_000_000
+
+
+class SharedCache:
+    """The values in a cache: pytest opens them by their names, follows a link that is there, and waits for a pipe."""
+
+    def __init__(self, directory: str) -> None:
+        self._values = os.path.join(directory, _VALUES)
+        self._known: dict[str, int] = {}
+
+    def clean(self) -> None:
+        """Remove from the values what is neither a file nor a directory, where anything has changed since."""
+        if not self._known or any(_changed(path) != when for path, when in self._known.items()):
+            self._known = dict(self._cleaned())
+
+    def _cleaned(self) -> Iterator[tuple[str, int]]:
+        # What is not there any more, another worker has removed, or a body.
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(self._values).st_mode):
+                os.unlink(self._values)
+            # Never by a path: a body of another worker may put a link there meanwhile.
+            for path, directories, files, place in os.fwalk(self._values):
+                for name in (*directories, *files):
+                    with contextlib.suppress(FileNotFoundError):
+                        mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
+                        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                            os.unlink(name, dir_fd=place)
+                when = os.fstat(place).st_ctime_ns
+                # Of what has just changed, the next change may bear the same time.
+                yield path, when if time.time_ns() - when > _CLOCK_NSEC else 0
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.lstat(path).st_ctime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def clean_at_start(config: pytest.Config) -> None:
+    """Remove what a run before may have left, as one does that was killed, before pytest reads it."""
+    try:
+        directory = str(config.getini("cache_dir"))
+    except ValueError:  # -p no:cacheprovider
+        return
+    # As pytest's documentation has it of cache_dir.
+    directory = os.path.expanduser(os.path.expandvars(directory))
+    SharedCache(os.path.join(config.rootpath, directory)).clean()
