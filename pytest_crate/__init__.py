@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pytest_crate.errors import SpecError as SpecError
     from pytest_crate.result import CrateResult as CrateResult
     from pytest_crate.result import Exit as Exit
+    from pytest_crate.sandbox.crate_sandbox import CrateSandbox as CrateSandbox
     from pytest_crate.sandbox.program import CompletedRun as CompletedRun
     from pytest_crate.sandbox.program import CratePopen as CratePopen
-    from pytest_crate.sandbox.program import CrateSandbox as CrateSandbox
     from pytest_crate.sandbox.program import OutputTooLong as OutputTooLong
     from pytest_crate.sandbox.program import ProgramFailed as ProgramFailed
     from pytest_crate.spec import CrateSpec as CrateSpec
@@ -30,7 +30,7 @@ _HOMES = {
     "CrateError": "errors",
     "CratePopen": "sandbox.program",
     "CrateResult": "result",
-    "CrateSandbox": "sandbox.program",
+    "CrateSandbox": "sandbox.crate_sandbox",
     "CrateSpec": "spec",
     "Exit": "result",
     "HostError": "errors",

@@ -13,7 +13,8 @@ from typing import Self
 
 from pytest_crate.cli.terminal import Relay
 from pytest_crate.result import Exit
-from pytest_crate.sandbox.program import CratePopen, CrateSandbox
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.program import CratePopen
 from pytest_crate.sandbox.sandbox import Sandbox
 from pytest_crate.sandbox.terminal import open_terminal
 

@@ -18,7 +18,8 @@ from pytest_crate.kernel import identity
 from pytest_crate.report import failure_message, failure_section
 from pytest_crate.result import CrateResult, Exit
 from pytest_crate.sandbox import host_view, rootfs
-from pytest_crate.sandbox.program import CrateSandbox, ProgramNotFound
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.program import ProgramNotFound
 from pytest_crate.sandbox.sandbox import Engine
 from pytest_crate.spec import CrateSpec
 

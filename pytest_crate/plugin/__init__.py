@@ -101,3 +101,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if hasattr(config, "workeroutput"):
             config.workeroutput["crate_usage_error"] = [str(message) for message in error.args]
         raise
+    summary = config.pluginmanager.getplugin("crate-summary")
+    if summary is not None:  # not an xdist worker
+        summary.watch()

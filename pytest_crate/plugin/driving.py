@@ -13,7 +13,7 @@ from pytest_crate.plugin import specs
 from pytest_crate.plugin.conductor import CONDUCTOR, CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.rider import RIDER
-from pytest_crate.sandbox.program import CrateSandbox
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 
 
 class Driver:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_crate.sandbox.program import CrateSandbox
+    from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 
 
 @pytest.fixture

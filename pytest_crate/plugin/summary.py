@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +17,6 @@ class Summary:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self._outcomes: dict[str, str] = {}
         self._records: list[TestRecord] = []
         self._specs: dict[str, dict[str, Any]] = {}
         self._host: dict[str, Any] = {}
@@ -26,25 +25,15 @@ class Summary:
         self._steps: list[dict[str, dict[str, int]]] = []
         self._report_line: tuple[str, bool] | None = None
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
-        result = yield
-        self._take(report)
-        return result
+    def watch(self) -> None:
+        """Look at every report from now on: in a run that has no crates this would be a price for nothing."""
+        if not self.config.pluginmanager.hasplugin(_Watch.NAME):
+            self.config.pluginmanager.register(_Watch(self._add), _Watch.NAME)
 
-    def _take(self, report: pytest.TestReport) -> None:
-        # Only what comes with crates is looked at twice: without crates this must cost nothing.
-        if report.when != "teardown":
-            if report.when == "call" or not report.passed:
-                self._outcomes[report.nodeid] = _outcome(report)
-            return
-        earlier = self._outcomes.pop(report.nodeid, "passed")
-        data = getattr(report, "crate", None)
-        if data is not None:
-            outcome = "error" if report.failed and earlier in ("passed", "xpassed") else earlier
-            self._add(report.nodeid, outcome, data)
-            # pytest keeps every report to the end. The other plugins have seen it; what it carried is kept here.
-            del report.crate
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self) -> None:
+        """Watch the reports of xdist's workers, whichever of them has crates."""
+        self.watch()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -121,6 +110,35 @@ class Summary:
 
             for text in profile_lines(self._steps):
                 terminalreporter.write_line(text)
+
+
+class _Watch:
+    """Takes from each test's reports what came with crates."""
+
+    NAME = "crate-watch"
+
+    def __init__(self, add: Callable[[str, str, dict[str, Any]], None]) -> None:
+        """
+        :param add: is given a test's name, outcome and what its crates used.
+        """
+        self._outcomes: dict[str, str] = {}
+        self._add = add
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
+        result = yield
+        if report.when != "teardown":
+            if report.when == "call" or not report.passed:
+                self._outcomes[report.nodeid] = _outcome(report)
+            return result
+        earlier = self._outcomes.pop(report.nodeid, "passed")
+        data = getattr(report, "crate", None)
+        if data is not None:
+            outcome = "error" if report.failed and earlier in ("passed", "xpassed") else earlier
+            self._add(report.nodeid, outcome, data)
+            # pytest keeps every report to the end. The other plugins have seen it; what it carried is kept here.
+            del report.crate
+        return result
 
 
 def _outcome(report: pytest.TestReport) -> str:

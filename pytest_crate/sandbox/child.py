@@ -8,9 +8,14 @@ its own, enters the other namespaces, drops what it may not have, and becomes th
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import itertools
+import json
 import os
+import signal
 import stat
-from collections.abc import Mapping
+import termios
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import SandboxError
@@ -19,6 +24,8 @@ from pytest_crate.sandbox import steps
 
 _MAX_TEXT_CHARACTERS = 4 << 20
 _NULL = os.makedev(1, 3)  # admin-guide/devices.txt
+# Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +157,14 @@ class Program:
     user: str | None
     terminal: bool
 
+    def to_json(self) -> dict[str, object]:
+        """Return it as builtins."""
+        # Not asdict(), whose deep copies of the environment take as long as all else that pytest does for a program.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Program:
-        """Rebuild a program that :func:`dataclasses.asdict` wrote."""
+        """Rebuild a program that :meth:`to_json` wrote."""
         return cls(
             argv=tuple(data["argv"]),
             env=data["env"],
@@ -162,7 +174,42 @@ class Program:
         )
 
 
-def execute(program: Program, entry: Entry) -> SandboxError:
+def become_program(program: Program, entry: Entry, stdio: Sequence[int], failing: int, *, joined: bool) -> None:
+    """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
+    try:
+        signal.set_wakeup_fd(-1)
+        try:
+            hide()
+            enter(entry, joined=joined)
+            with libc.os_step("begin a session", "setsid"):
+                os.setsid()
+            for number, descriptor in enumerate(stdio):
+                with libc.os_step("give the program its streams", "dup2", str(number)):
+                    os.dup2(descriptor, number)
+            use_own_null()
+            if program.terminal:
+                with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
+                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            # Both are close-on-exec; the namespace is entered on the way there.
+            needed = {failing} if entry.user_namespace is None else {failing, entry.user_namespace}
+            for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
+                os.closerange(below + 1, above)
+            # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
+            for number in _IGNORED:
+                signal.signal(number, signal.SIG_DFL)
+            error = _execute(program, entry)
+        except SandboxError as failure:
+            error = failure
+        except OSError as failure:
+            error = SandboxError(f"run {program.argv[0]}", path=str(failure.filename or ""), errno=failure.errno)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
+            error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
+        os.write(failing, json.dumps(error.to_json()).encode())
+    finally:
+        os._exit(127)
+
+
+def _execute(program: Program, entry: Entry) -> SandboxError:
     """Become the program; return only with the reason why not."""
     step = f"run {program.argv[0]}"
     try:

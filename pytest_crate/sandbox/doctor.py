@@ -13,7 +13,8 @@ from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import Host, Row, probe_host
 from pytest_crate.sandbox import host_view, rootfs
-from pytest_crate.sandbox.program import CompletedRun, CrateSandbox
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.program import CompletedRun
 from pytest_crate.sandbox.sandbox import Engine
 from pytest_crate.spec import CPU_PERIOD_USEC, UNLIMITED, CrateSpec, Layer, build_spec
 from pytest_crate.usage import Usage

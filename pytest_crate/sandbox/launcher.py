@@ -19,25 +19,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
-import itertools
 import json
 import os
 import select
 import signal
 import socket
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, network, overlay
+from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, overlay, processes
 from pytest_crate.result import Exit
-from pytest_crate.sandbox import child, mounts, steps, wire
-from pytest_crate.spec import CrateSpec
+from pytest_crate.sandbox import child, steps, wire
+from pytest_crate.sandbox.design import Design
+from pytest_crate.sandbox.init import BUILD, become_init, has_spoken, verify_ready
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
@@ -45,10 +43,6 @@ CONTROL_FD = 3
 INIT_KILLED = "the crate's init was killed"
 """Why nothing can be born in a crate."""
 
-LIMIT_FIELDS = ("memory_bytes", "swap_bytes", "cpu_quota_usec", "cpuset", "pids")
-"""The fields of a spec that become limits of a cgroup."""
-
-_BUILD = "build the crate"
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _PATIENCE_SECONDS = 2.0
@@ -56,43 +50,6 @@ _LOOK_SECONDS = 0.1
 _MOST_STOPS = 30
 # What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
 _NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
-
-# Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """What a crate is to be, as the wire brings it; crates made one after the other often have it in common.
-
-    :ivar as_root: its user namespace, where it is made without rights, shows our user as root.
-    """
-
-    limits: CrateSpec
-    network: str
-    hostname: str
-    tmpfs_bytes: int | None
-    operations: Sequence[mounts.Operation]
-    keep: frozenset[int]
-    cap_add: Sequence[str]
-    seccomp: bytes
-    as_root: bool
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Design:
-        """Rebuild a design that pytest's side wrote."""
-        values = {name: data["limits"][name] for name in LIMIT_FIELDS}
-        return cls(
-            limits=CrateSpec(**values, asked=frozenset(data["asked"])),
-            network=data["network"],
-            hostname=data["hostname"],
-            tmpfs_bytes=data["tmpfs_bytes"],
-            operations=mounts.from_json(data["operations"]),
-            keep=frozenset(data["keep"]),
-            cap_add=data["cap_add"],
-            seccomp=bytes.fromhex(data["seccomp"]),
-            as_root=data["as_root"],
-        )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -241,7 +198,7 @@ class Launcher:
             if ready:
                 break
             self._kill_late()
-            if _is_stopped(pid):
+            if processes.is_stopped(pid):
                 stops += 1
                 if stops > _MOST_STOPS:
                     raise SandboxError(step, detail="a process in the crate stops it (SIGSTOP) whenever it enters")
@@ -357,7 +314,7 @@ class Launcher:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
-                _become_init(
+                become_init(
                     design,
                     inits,
                     kinds,
@@ -365,7 +322,7 @@ class Launcher:
                     rootless=self.rootless,
                     one_user=self.rootless and not self._has_range(design),
                 )
-        undo.callback(_end, pid)
+        undo.callback(processes.end, pid)
         if self._has_range(design):
             if self.ids is None:
                 self.ids = id_range.find_id_range()
@@ -377,8 +334,8 @@ class Launcher:
                 identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
             except SandboxError:
                 # Of a process that is ending the kernel refuses it, too: that one has said why it is, or its end does.
-                if _is_readable(ours, _LOOK_SECONDS):
-                    _verify_ready(ours, pid)
+                if has_spoken(ours, _LOOK_SECONDS):
+                    verify_ready(ours, pid)
                 raise
         # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
@@ -391,7 +348,7 @@ class Launcher:
 
     def _give_up(self, number: int) -> None:
         with self._finished(number):
-            raise SandboxError(_BUILD, detail=_NOT_READY)
+            raise SandboxError(BUILD, detail=_NOT_READY)
 
     @contextlib.contextmanager
     def _finished(self, number: int) -> Iterator[Building]:
@@ -407,7 +364,7 @@ class Launcher:
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
         with self._finished(number) as building, contextlib.ExitStack() as undo:
-            of_init = _verify_ready(building.channel, building.init)
+            of_init = verify_ready(building.channel, building.init)
             building.clock.done("wait for its init")
             handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
             undo.callback(handles.close)
@@ -464,7 +421,7 @@ class Launcher:
             try:
                 pid, joined = self._fork_inside(crate, step)
                 if pid == 0:
-                    _become_program(program, crate.entry, descriptors[:3], writing, joined=joined)
+                    child.become_program(program, crate.entry, descriptors[:3], writing, joined=joined)
             finally:
                 os.close(writing)
             try:
@@ -472,7 +429,7 @@ class Launcher:
                 with libc.os_step(step, "read"):
                     failure = _read_whole(reading)
             except BaseException:
-                _end(pid)
+                processes.end(pid)
                 raise
         if failure:
             os.waitpid(pid, 0)
@@ -489,7 +446,7 @@ class Launcher:
                 return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
         except SandboxError as error:
             # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-            if error.errno == errno.ENOMEM and _has_ended(crate.init):
+            if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
                 raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
             raise
 
@@ -526,7 +483,7 @@ class Launcher:
         for pid in crate.programs & self.programs.keys():
             self._reap_program(pid, 0)
         # While pytest lives: its own children, such as a body, it may have yet to reap.
-        crate.ended = _wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
+        crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
 
     def _remove(self, number: int) -> None:
         """Remove a crate, or what there is of one that is being made; one that is not there is removed already.
@@ -596,7 +553,7 @@ class Launcher:
                 crate.cgroup.remove()
         self.crates.clear()
         for pid in self.ending:
-            _wait_for(pid, _PATIENCE_SECONDS)
+            processes.wait_for(pid, _PATIENCE_SECONDS)
         self.ending.clear()
         try:
             self.parent.remove()
@@ -604,27 +561,11 @@ class Launcher:
             sys.stderr.write(f"pytest-crate: {error}\n")
 
 
-def _verify_ready(channel: socket.socket, init: int) -> object:
-    """Take the word of an init; return what its steps took.
-
-    :raises SandboxError: it is not ready; with the reason.
-    """
-    try:
-        with libc.os_step("hear from the crate's init", "recvmsg"):
-            received = wire.receive(channel)
-    except SandboxError as error:
-        if error.errno != errno.ECONNRESET:  # it ended with our word unread
-            raise
-        received = None
-    if received is None:
-        status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
-        assert status is not None
-        exited = status.si_code == os.CLD_EXITED
-        ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
-        raise SandboxError(_BUILD, detail=f"init ended early, {ended}")
-    if "error" in received[0]:
-        raise SandboxError.from_json(received[0]["error"])
-    return received[0]["steps"]
+def _read_whole(descriptor: int) -> bytes:
+    data = b""
+    while chunk := os.read(descriptor, 1 << 16):
+        data += chunk
+    return data
 
 
 def _payload_user_namespace() -> int | None:
@@ -647,166 +588,6 @@ def _payload_user_namespace() -> int | None:
         return None
 
 
-def _is_readable(channel: socket.socket, seconds: float) -> bool:
-    """Return whether there is something to read, or the end of the stream, within so many seconds."""
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    return bool(poll.poll(seconds * 1e3))
-
-
-def _ended(pidfd: int) -> bool:
-    """Return whether a process has ended (pidfd_open(2): its descriptor is readable then)."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _read_whole(descriptor: int) -> bytes:
-    data = b""
-    while chunk := os.read(descriptor, 1 << 16):
-        data += chunk
-    return data
-
-
-def _is_stopped(pid: int) -> bool:
-    """Return whether a child is stopped by a signal (proc_pid_stat(5))."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "T"
-
-
-def _has_ended(pid: int) -> bool:
-    """Return whether a child has ended; it is still to be waited for."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _wait_for(pid: int, patience_sec: float | None, *, while_alive: int | None = None) -> bool:
-    """Wait for the end of a child; return whether it came.
-
-    :param patience_sec: not longer than so many seconds; None for as long as it takes.
-    :param while_alive: with such patience, not longer than this process lives, by its pidfd.
-    """
-    pidfd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if patience_sec is None and while_alive is not None:
-            poll.register(while_alive, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(None if patience_sec is None else patience_sec * 1e3)}
-        if pidfd in ready:
-            os.waitpid(pid, 0)
-        return pidfd in ready
-    finally:
-        os.close(pidfd)
-
-
-def _end(pid: int) -> int:
-    """Kill an init and return its wait status."""
-    os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
-
-
-def _become_init(
-    design: Design,
-    channel: socket.socket,
-    kinds: frozenset[str],
-    *,
-    launcher: int,
-    rootless: bool,
-    one_user: bool,
-) -> None:
-    """Live as *init*: build the root, tell so, then wait for the kill that ends the crate.
-
-    Pid 1 adopts the crate's orphans. SIGCHLD is ignored, so the kernel reaps them without waking
-    init (wait(2), "if the disposition of SIGCHLD is set to SIG_IGN").
-    """
-    clock = steps.Running()
-    try:
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-            libc.set_name("crate-init")
-            # Its arguments, the launcher's, are the host's affair.
-            libc.set_title("crate-init")
-            libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-            # A signal that is asked for when its sender has ended never comes (prctl(2), PR_SET_PDEATHSIG), whose word
-            # to go on may be waiting; and getppid(2) knows nobody outside of the own PID namespace.
-            if _ended(launcher):
-                os._exit(1)
-            with libc.os_step("hear from the launcher", "recvmsg"):
-                if wire.receive(channel) is None:
-                    os._exit(1)
-            with libc.os_step("begin a session", "setsid"):
-                os.setsid()
-            clock.done("wait for the launcher")
-            if "net" in kinds:
-                network.loopback_up()
-                network.add_addresses()
-                if not rootless:
-                    # A payload's root has no power over the network: ports below 1024 are open to all in it.
-                    network.allow_low_ports()
-            clock.done("set up the network")
-            mounts.build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless, one_user=one_user)
-            clock.done("mount the root")
-            with libc.os_step("set the host name", "sethostname", design.hostname):
-                socket.sethostname(design.hostname)
-            clock.done("set the host name")
-            with libc.os_step("tell the launcher", "sendmsg"):
-                wire.send(channel, {"ready": True, "steps": clock.spent()})
-        except SandboxError as error:
-            wire.send(channel, {"error": error.to_json()})
-            os._exit(1)
-        except OSError as error:
-            failed = SandboxError(_BUILD, path=str(error.filename or ""), errno=error.errno)
-            wire.send(channel, {"error": failed.to_json()})
-            os._exit(1)
-        except Exception as error:  # noqa: BLE001 - what an image made us meet is told, too
-            wire.send(channel, {"error": SandboxError(_BUILD, detail=repr(error)).to_json()})
-            os._exit(1)
-        os.closerange(0, 1 << 20)
-        while True:
-            signal.pause()
-    finally:
-        os._exit(70)
-
-
-def _become_program(
-    program: child.Program, entry: child.Entry, stdio: Sequence[int], failing: int, *, joined: bool
-) -> None:
-    """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
-    try:
-        signal.set_wakeup_fd(-1)
-        try:
-            child.hide()
-            child.enter(entry, joined=joined)
-            with libc.os_step("begin a session", "setsid"):
-                os.setsid()
-            for number, descriptor in enumerate(stdio):
-                with libc.os_step("give the program its streams", "dup2", str(number)):
-                    os.dup2(descriptor, number)
-            child.use_own_null()
-            if program.terminal:
-                with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
-                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            # Both are close-on-exec; the namespace is entered on the way there.
-            needed = {failing} if entry.user_namespace is None else {failing, entry.user_namespace}
-            for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
-                os.closerange(below + 1, above)
-            # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
-            for number in _IGNORED:
-                signal.signal(number, signal.SIG_DFL)
-            error = child.execute(program, entry)
-        except SandboxError as failure:
-            error = failure
-        except OSError as failure:
-            error = SandboxError(f"run {program.argv[0]}", path=str(failure.filename or ""), errno=failure.errno)
-        except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
-            error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
-        os.write(failing, json.dumps(error.to_json()).encode())
-    finally:
-        os._exit(127)
-
-
 def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidfd: int) -> Launcher | None:
     """Find out what there is to make crates of, and tell pytest; None if there is nothing to be a launcher with."""
     with contextlib.ExitStack() as undo:
@@ -822,6 +603,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
             launcher = Launcher(
                 channel, parent, pytest_pidfd, rootless=rootless, ranged=configuration["id_map"] == "range"
             )
+            has_overlay = not overlay.is_refused(rootless=rootless)
         except HostError as error:
             wire.send(channel, {"error": str(error)})
             return None
@@ -838,7 +620,7 @@ def _begin(configuration: Mapping[str, Any], channel: socket.socket, pytest_pidf
                 "cgroups": offer.to_json(),
                 "rootless": rootless,
                 "user_namespace": rootless or launcher.user_namespace is not None,
-                "overlay": not overlay.is_refused(rootless=rootless),
+                "overlay": has_overlay,
             },
         )
         undo.pop_all()

@@ -1,4 +1,4 @@
-"""Running programs in a crate: the object behind ``crate_sandbox``, with the habits of :mod:`subprocess`."""
+"""A program in a crate, from its start to what came of it, with the habits of :mod:`subprocess`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ import operator
 import os
 import selectors
 import signal
-import stat
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-import psutil
-
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc, monotonic
-from pytest_crate.result import CrateResult, Exit, Limit
+from pytest_crate.kernel import monotonic
+from pytest_crate.result import Exit, Limit
 from pytest_crate.sandbox import child, wire
-from pytest_crate.sandbox.environment import program_environment
-from pytest_crate.sandbox.sandbox import NOTHING_YET, Sandbox
-from pytest_crate.spec import CrateSpec, format_size, parse_size
+from pytest_crate.sandbox.sandbox import Sandbox
+from pytest_crate.spec import format_size, parse_size
 from pytest_crate.usage import Usage
 
 _PIPE_BYTES = 2 << 20  # more than two pipes hold (pipe(7): 64 KiB each, or fs.pipe-max-size, 1 MiB)
-_TAIL_BYTES = 16 << 10
-_MAX_OUTPUT = "32m"
-_HEAD_BYTES = 256
+TAIL_BYTES = 16 << 10
+"""So much of what a program wrote last is kept for a report."""
+
+MAX_OUTPUT = "32m"
+"""The most that a program may write, or a file be that is read, unless a test says otherwise."""
+
 # The longest of one wait: poll(2) takes an int of milliseconds. Who waits longer waits again.
 _LONGEST_WAIT_SEC = 86_400.0
-_ORDER: tuple[Limit, ...] = ("memory", "pids", "timeout")
 
 
 # A test's author is shown the test's line, not ours, where the mistake or the refusal is the test's (pytest's
@@ -200,7 +197,7 @@ class CratePopen:
 
         :raises subprocess.TimeoutExpired: it still runs after so many seconds.
         """
-        end = _deadline(timeout)
+        end = end_after(timeout)
         while self.returncode is None:
             left = None if end is None else min(max(0.0, end - monotonic.seconds()), _LONGEST_WAIT_SEC)
             with selectors.DefaultSelector() as selector:
@@ -227,15 +224,15 @@ class CratePopen:
         :raises subprocess.TimeoutExpired: it still runs after so many seconds; the exception has what it wrote.
         :raises OutputTooLong: it wrote more, and has been killed.
         """
-        most_bytes = _most_bytes(max_output)
+        most_bytes = parse_most(max_output)
         found = {name: bytearray() for name in ("stdout", "stderr")}
         try:
-            self._exchange(_to_bytes(input), found, _deadline(timeout), most_bytes)
+            self._exchange(to_bytes(input), found, end_after(timeout), most_bytes)
         except OverflowError:
             self.kill_group()
             self._close_streams()
             self.wait()
-            tails = (bytes(found[name][-_TAIL_BYTES:]) for name in ("stdout", "stderr"))
+            tails = (bytes(found[name][-TAIL_BYTES:]) for name in ("stdout", "stderr"))
             raise OutputTooLong(self.args[0], most_bytes or 0, *tails) from None
         except TimeoutError:
             raise subprocess.TimeoutExpired(
@@ -343,7 +340,7 @@ class CratePopen:
             self.wait()
 
 
-def _deadline(timeout: float | None) -> float | None:
+def end_after(timeout: float | None) -> float | None:
     """Return the time of :func:`monotonic.seconds` that is so many seconds ahead; None for no end."""
     if timeout is None:
         return None
@@ -354,7 +351,7 @@ def _deadline(timeout: float | None) -> float | None:
     return monotonic.seconds() + timeout
 
 
-def _most_bytes(most: str | int | None, name: str = "max_output") -> int | None:
+def parse_most(most: str | int | None, name: str = "max_output") -> int | None:
     """Return the bytes of a ``max_output``, or of another limit of that kind."""
     if most is None:
         return None
@@ -364,7 +361,7 @@ def _most_bytes(most: str | int | None, name: str = "max_output") -> int | None:
         raise ValueError(f"{name} must be a size such as '64m', or None for no limit, not {most!r}") from None
 
 
-def _verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     if isinstance(argv, (str, bytes)) or not argv:
         raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
     arguments = tuple(os.fspath(argument) for argument in argv)
@@ -378,7 +375,7 @@ def _verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]
     return arguments
 
 
-def _verify_variables(env: Mapping[str, str | None]) -> None:
+def verify_variables(env: Mapping[str, str | None]) -> None:
     for name, value in env.items():
         if not isinstance(name, str):
             raise TypeError(f"env: a variable's name must be a string, not {name!r}")
@@ -388,308 +385,7 @@ def _verify_variables(env: Mapping[str, str | None]) -> None:
             raise ValueError(f"env: {name}={value!r} can't be a variable: empty, '=' in its name, or a null character")
 
 
-def _to_bytes(data: str | bytes | None) -> bytes:
+def to_bytes(data: str | bytes | None) -> bytes:
     if data is not None and not isinstance(data, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"input must be text or bytes, not {data!r}")
     return data.encode() if isinstance(data, str) else bytes(data or b"")
-
-
-class CrateSandbox:
-    """A crate to run programs in, and to look into, from the host."""
-
-    def __init__(self, sandbox: Sandbox, spec: CrateSpec, *, name: str) -> None:
-        self.spec = spec
-        self.name = name
-        self._sandbox = sandbox
-        self._programs: list[CratePopen] = []
-        self._exceeded: set[Limit] = set()
-        self._stderr = b""
-        self._exit = Exit()
-        self._result: CrateResult | None = None
-
-    # -- programs --------------------------------------------------------------------------------
-
-    def popen(
-        self,
-        argv: Sequence[str | os.PathLike[str]],
-        *,
-        stdin: int | IO[Any] | None = None,
-        stdout: int | IO[Any] | None = None,
-        stderr: int | IO[Any] | None = None,
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        user: str | int | None = None,
-        text: bool = True,
-        terminal: bool = False,
-    ) -> CratePopen:
-        """Start a program in the crate and return at once.
-
-        :param argv: the program, looked for in the crate's PATH if it has no slash, and its arguments.
-        :param stdin: as in :class:`subprocess.Popen`: None (pytest's own), ``PIPE``, ``DEVNULL``, a file; likewise
-            ``stdout`` and ``stderr``, the latter ``STDOUT`` as well.
-        :param env: variables on top of the crate's; a value of None removes the variable.
-        :param cwd: working directory in the crate; by default the spec's ``workdir``, else ``/`` on an image and the
-            current directory on the host's root.
-        :param user: user id or name, ``user:group``; by default the spec's ``user``, else root (or, rootless, you).
-        :param terminal: ``stdin`` is a terminal, to become the program's controlling one: see
-            :func:`pytest_crate.sandbox.terminal.open_terminal`.
-        :raises SandboxError: it can't be started: no such program, directory or user in the crate.
-        :raises ValueError: ``stdin`` is to be a terminal, and is none.
-        """
-        arguments = _verify_arguments(argv)
-        if self._result is not None:
-            raise SandboxError(f"run {arguments[0]}", detail="the crate is closed")
-        _verify_variables(env or {})
-        variables = program_environment(self.spec, os.environ)
-        for name, value in (env or {}).items():
-            if value is None:
-                variables.pop(name, None)
-            else:
-                variables[name] = value
-        default = self.spec.workdir or ("/" if self.spec.image is not None else os.getcwd())
-        if user is None:
-            # An image's root is looked up in its user database like any other user: it has a home there.
-            user = self.spec.user or (None if self.spec.image is None else "0")
-        program = child.Program(
-            argv=arguments,
-            env=variables,
-            cwd=os.fspath(cwd) if cwd is not None else default,
-            user=None if user is None else str(user),
-            terminal=terminal,
-        )
-        try:
-            started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
-        except SandboxError as error:
-            # Without the frames of the engine's, which asked the launcher.
-            raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
-        self._programs.append(started)
-        return started
-
-    def _not_found(self, program: child.Program, error: SandboxError) -> ProgramNotFound | None:
-        """Return what is missing, if that is why a program could not be started.
-
-        execve(2) says ENOENT both for a program that isn't there and for one whose interpreter isn't.
-        """
-        if error.syscall != "execve" or error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            return None
-        argument = program.argv[0]
-        directories = [""] if "/" in argument else os.get_exec_path(dict(program.env))
-        for directory in directories:
-            head = self._head(os.path.join(program.cwd, directory, argument))
-            if head is None:
-                continue
-            if head.startswith(b"#!"):
-                interpreter = b" ".join(head[2:].split(maxsplit=1)[:1])
-                needed = f"the interpreter {interpreter.decode(errors='replace')!r}"
-            else:
-                needed = "the dynamic linker"
-            return ProgramNotFound(argument, f"is there, but {needed} that it needs is not found {self._where}")
-        if "/" in argument:
-            return ProgramNotFound(argument, f"no such file {self._where}")
-        return ProgramNotFound(argument, f"not found in the crate's PATH ({self._root_in_words})")
-
-    @property
-    def _where(self) -> str:
-        return f"in the crate ({self._root_in_words})"
-
-    @property
-    def _root_in_words(self) -> str:
-        return "the host's root" if self.spec.image is None else f"image {self.spec.image!r}"
-
-    def _head(self, path: str) -> bytes | None:
-        """Return the beginning of a file that may be executed; None if there is none."""
-        try:
-            descriptor = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except SandboxError:
-            return None
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            return file.read(_HEAD_BYTES) if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111 else None
-
-    def run(
-        self,
-        argv: Sequence[str | os.PathLike[str]],
-        *,
-        input: str | bytes | None = None,  # noqa: A002 - as in subprocess.run
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        user: str | int | None = None,
-        timeout: float | None = None,
-        check: bool = False,
-        text: bool = True,
-        max_output: str | int | None = _MAX_OUTPUT,
-    ) -> CompletedRun:
-        """Run a program in the crate to its end.
-
-        Hitting a limit is a result: see :attr:`CompletedRun.exceeded`.
-
-        :param input: sent to its standard input, which is empty otherwise.
-        :param timeout: seconds after which it is killed; ``exceeded`` then has ``"timeout"``.
-        :param check: raise :class:`ProgramFailed` unless it ended with status 0 within its limits.
-        :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
-        :param max_output: the most that it may write to both of them together: a size such as ``"64m"``, or None for
-            no limit. A program may be hostile, and what it writes is kept in pytest's memory.
-        :raises SandboxError: it can't be started: no such program, directory or user in the crate.
-        :raises OutputTooLong: it wrote more, and was killed.
-        """
-        # What is no number, or no text, shall start nothing.
-        _deadline(timeout)
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
-        _to_bytes(input)
-        _most_bytes(max_output)
-        before = self._sandbox.account()
-        watched = self._sandbox.watch()
-        pipe = subprocess.PIPE
-        program = self.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd, user=user, text=text)
-        late = False
-        try:
-            stdout, stderr = program.communicate(input, timeout, max_output=max_output)
-        except subprocess.TimeoutExpired as expired:
-            late = True
-            program.kill_group()
-            stdout, stderr = program.communicate(max_output=max_output)
-            stdout, stderr = (
-                _joined(earlier, later) for earlier, later in ((expired.stdout, stdout), (expired.stderr, stderr))
-            )
-        except OutputTooLong as error:
-            self._exceeded.update(self._sandbox.watch().limits_since(watched))
-            self._exit, self._stderr = program.exit, error.stderr
-            raise
-        finally:
-            program.close()
-        if program.exit == Exit():
-            self._sandbox.verify_alive()  # nobody was there to say how it ended
-        after = self._sandbox.account()
-        now = self._sandbox.watch()
-        found = set(now.limits_since(watched)) | ({"timeout"} if late else set())
-        exceeded = tuple(limit for limit in _ORDER if limit in found)
-        self._exceeded.update(exceeded)
-        self._exit = program.exit
-        self._stderr = (self._stderr + _to_bytes(stderr))[-_TAIL_BYTES:]
-        assert program.returncode is not None
-        done = CompletedRun(
-            args=program.args,
-            returncode=program.returncode,
-            stdout=stdout,
-            stderr=stderr,
-            usage=after.since(before),
-            exceeded=exceeded,
-        )
-        if check:
-            done.check_returncode()
-        return done
-
-    # -- files -----------------------------------------------------------------------------------
-
-    @property
-    def root(self) -> Path:
-        """The crate's root directory, as a path on the host.
-
-        The host resolves an absolute symlink below it against its own root: use the ``read_*`` and ``write_*`` methods
-        where programs in the crate may have made one.
-        """
-        return Path(f"/proc/{self._sandbox.init}/root")
-
-    def _open(self, path: str | os.PathLike[str], flags: int) -> int:
-        if self._sandbox.root < 0:
-            raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
-        # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
-        mode = 0o644 if flags & os.O_CREAT else 0
-        step = "open a file in the crate"
-        try:
-            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags | os.O_NONBLOCK, mode)
-        except SandboxError as error:
-            raise error.with_traceback(None) from None
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            os.close(descriptor)
-            # A program may have made a pipe, to wait on for ever, or a link to a device without end.
-            if stat.S_ISDIR(mode):
-                raise SandboxError(step, path=os.fspath(path), errno=errno.EISDIR)
-            raise SandboxError(step, path=os.fspath(path), detail="it is no regular file")
-        return descriptor
-
-    def read_bytes(self, path: str | os.PathLike[str], *, max_size: str | int | None = _MAX_OUTPUT) -> bytes:
-        """Return a file's contents. Symlinks are resolved inside the crate.
-
-        :param max_size: the most that they may be, as a program may have made a file without end: a size such as
-            ``"64m"``, or None for no limit.
-        :raises SandboxError: it can't be read, or has more.
-        """
-        most_bytes = _most_bytes(max_size, "max_size")
-        with open(self._open(path, os.O_RDONLY), "rb") as file:
-            if most_bytes is None:
-                return file.read()
-            # It may grow while it is read.
-            if os.fstat(file.fileno()).st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
-                return data
-        detail = f"it has more than max_size={format_size(most_bytes)}"
-        raise SandboxError("read a file of the crate's", path=os.fspath(path), detail=detail)
-
-    def read_text(
-        self, path: str | os.PathLike[str], encoding: str = "utf-8", *, max_size: str | int | None = _MAX_OUTPUT
-    ) -> str:
-        """Return a file's contents as text; see :meth:`read_bytes`."""
-        return self.read_bytes(path, max_size=max_size).decode(encoding)
-
-    def write_bytes(self, path: str | os.PathLike[str], data: bytes) -> None:
-        """Make or replace a file's contents. Symlinks are resolved inside the crate.
-
-        :raises SandboxError: it can't be written.
-        """
-        with open(self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-            file.write(data)
-
-    def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8") -> None:
-        """Make or replace a file's contents with text; see :meth:`write_bytes`."""
-        self.write_bytes(path, text.encode(encoding))
-
-    # -- looking in ------------------------------------------------------------------------------
-
-    @property
-    def usage(self) -> Usage:
-        """What the crate has used so far."""
-        return self._result.usage if self._result is not None else self._sandbox.account()
-
-    def processes(self) -> list[psutil.Process]:
-        """Return the processes that run in the crate now, by their host pids, without its pid 1 (as ``docker top``)."""
-        try:
-            namespace = os.readlink(f"/proc/{self._sandbox.init}/ns/pid")
-        except OSError:  # ended, and every process with it
-            return []
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace and process.pid != self._sandbox.init:
-                    found.append(process)
-        return found
-
-    # -- the end ---------------------------------------------------------------------------------
-
-    def close(self) -> CrateResult:
-        """Kill what runs, remove the crate and return what became of it; idempotent."""
-        if self._result is None:
-            watched = self._sandbox.watch()
-            self._exceeded.update(watched.limits_since(NOTHING_YET))
-            usage = self._sandbox.close()
-            for program in self._programs:
-                program.close()
-            self._result = CrateResult(
-                name=self.name,
-                usage=usage,
-                exceeded=tuple(limit for limit in _ORDER if limit in self._exceeded),
-                exit=self._exit,
-            )
-        return self._result
-
-    @property
-    def stderr_tail(self) -> bytes:
-        """The last that its programs, run to their end, wrote to standard error."""
-        return self._stderr
-
-
-def _joined(earlier: bytes | None, later: Any) -> Any:
-    if isinstance(later, str):
-        return (earlier or b"").decode(errors="replace") + later
-    return (earlier or b"") + (later or b"")

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn, cast
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, host, libc, monotonic, namespaces, seccomp
+from pytest_crate.kernel import capabilities, cgroup, host, libc, monotonic, namespaces
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
-from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED, LIMIT_FIELDS
+from pytest_crate.sandbox.design import Order
+from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED
 from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
@@ -81,7 +82,7 @@ class Engine:
         self._count = 0
         self._highest: int | None = None
         # What the next crate is made of if nothing else is said, here and in the launcher.
-        self._design: _Design | None = None
+        self._design: Order | None = None
         self._prepared: _Prepared | None = None
         # Answers that come when a crate is ready, by its number; None where it is to come yet.
         self._answers: dict[int, tuple[wire.Message, list[int]] | None] = {}
@@ -144,10 +145,11 @@ class Engine:
 
     def _has_ended(self, channel: socket.socket) -> bool:
         """Return whether the launcher has ended: its socket may be open in an init that it has just forked."""
-        try:
-            ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # a test suite that waits for any child
-            ended = None
+        with libc.os_step("ask the launcher", "waitid", str(self._pid)):
+            try:
+                ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # a test suite that waits for any child
+                ended = None
         return ended is not None or _hung_up(channel)
 
     def _receive(self) -> tuple[wire.Message, list[int]]:
@@ -260,13 +262,13 @@ class Engine:
                 return
             self._prepared = _Prepared(number=number, design=design, sources=sources)
 
-    def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> _Design:
+    def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> Order:
         last = self._design
         if last is not None and last.is_of(spec, operations):
             return last
-        return _Design.of(spec, operations)
+        return Order.of(spec, operations)
 
-    def _begin(self, channel: socket.socket, design: _Design) -> int:
+    def _begin(self, channel: socket.socket, design: Order) -> int:
         """Have a crate begun; return its number."""
         self._count += 1
         number = self._count
@@ -293,7 +295,7 @@ class Engine:
             with contextlib.suppress(LauncherEnded):
                 self._send(self._channel, {"request": "remove", "crate": number})
 
-    def _take_prepared(self, design: _Design) -> int | None:
+    def _take_prepared(self, design: Order) -> int | None:
         """Return the number of the crate prepared if it is what is asked for now; None, and none prepared, if not."""
         if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # and with the launcher what it has prepared
@@ -376,6 +378,8 @@ class Engine:
                 sandbox.set_deadline(monotonic.seconds() + spec.timeout_usec / 1e6)
             except BaseException:
                 sandbox.release()
+                with self._lock, _signals_held():
+                    self._discard(number)  # nobody else knows it
                 raise
         return sandbox
 
@@ -416,48 +420,14 @@ class Engine:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Design:
-    """What a crate is to be, and the same as the launcher reads it."""
-
-    spec: CrateSpec
-    operations: Sequence[mounts.Operation]
-    keep: frozenset[int]
-    seccomp: bytes
-    data: Mapping[str, object]
-
-    @classmethod
-    def of(cls, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> _Design:
-        """Return the design of a crate."""
-        keep = _kept_capabilities(spec)
-        program = seccomp.build_filter(os.uname().machine, capabilities=keep) if spec.seccomp else b""
-        data = {
-            "limits": {name: getattr(spec, name) for name in LIMIT_FIELDS},
-            "asked": sorted(spec.asked),
-            "network": spec.network,
-            "hostname": spec.hostname,
-            "tmpfs_bytes": spec.tmpfs_bytes,
-            "operations": mounts.to_json(operations),
-            "keep": sorted(keep),
-            "cap_add": list(spec.cap_add),
-            "seccomp": program.hex(),
-            "as_root": spec.image is not None,
-        }
-        return cls(spec=spec, operations=operations, keep=keep, seccomp=program, data=data)
-
-    def is_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> bool:
-        """Tell whether this is the design of a crate; operations that were planned once are seen so at once."""
-        return (self.spec, self.operations) == (spec, operations)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     """A crate that has been begun ahead of its time."""
 
     number: int
-    design: _Design
+    design: Order
     sources: tuple[object, ...]
 
-    def is_of(self, design: _Design, sources: tuple[object, ...]) -> bool:
+    def is_of(self, design: Order, sources: tuple[object, ...]) -> bool:
         """Tell whether it is what is asked for, made of what is there."""
         return self.sources == sources and (self.design is design or self.design.data == design.data)
 
@@ -513,19 +483,6 @@ def _unsupported(missing: Sequence[Mapping[str, str]]) -> Unsupported:
         keys.setdefault(limit["reason"], []).append(limit["key"])
     reasons = "; ".join(f"no limit on {' and '.join(names)}: {reason}" for reason, names in keys.items())
     return Unsupported(reasons, feature=f"{missing[0]['key']} limit", hint=missing[0]["hint"])
-
-
-def _kept_capabilities(spec: CrateSpec) -> frozenset[int]:
-    names = set(capabilities.DEFAULT_CAPABILITIES)
-    if spec.network == "host":
-        # There it would let a payload listen to the whole host.
-        names.discard("net_raw")
-    # A host, such as a container, may lack some of the defaults; what is asked for by name it must have.
-    permitted = capabilities.read_capabilities().permitted
-    numbers = capabilities.capability_numbers(names)
-    if permitted:
-        numbers = frozenset(number for number in numbers if permitted >> number & 1)
-    return numbers | capabilities.capability_numbers(spec.cap_add)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -624,7 +581,7 @@ class Sandbox:
         """
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            answer = self._ask("spawn", [*stdio, writing], program=dataclasses.asdict(program))
+            answer = self._ask("spawn", [*stdio, writing], program=program.to_json())
         except BaseException:
             os.close(reading)
             raise

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from pytest_crate.sandbox import host_view, rootfs
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 from pytest_crate.sandbox.mounts import Operation
-from pytest_crate.sandbox.program import CrateSandbox
 from pytest_crate.sandbox.sandbox import Engine, Sandbox
 from pytest_crate.spec import CrateSpec, Layer, build_spec
 from tests.leftovers import leftover_cgroups

@@ -225,7 +225,7 @@ class Thoroughness:
 
     :ivar seed: of what is random; the same seed gives the same choice.
     :ivar share: of what there is to be tried.
-    :ivar only: patterns (fnmatch(3)) of the faults to be tried instead, as ``start 7 ENOMEM``.
+    :ivar only: patterns (fnmatch(3)) of the faults to be tried instead, as ``start 7 mkdir ENOMEM``.
     """
 
     seed: int

@@ -48,8 +48,8 @@ STAGES = {
     "start the program": (launcher.Launcher, "_spawn"),
     "remove": (launcher.Launcher, "_remove_now"),
     # forked from it
-    "init": (launcher, "_become_init"),
-    "program": (launcher, "_become_program"),
+    "init": (launcher, "become_init"),
+    "program": (child, "become_program"),
 }
 """What is counted, each from one: a function, until it returns, and what it calls."""
 

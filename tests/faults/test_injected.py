@@ -40,7 +40,7 @@ def plans_of(run: FaultedRun) -> list[dict[str, Any]]:
     """Return a plan for each call that was counted, and each errno."""
     calls = {(call["stage"], call["number"]): call for call in run.calls}
     return [
-        {"stage": stage, "number": number, "errno": error}
+        {"stage": stage, "number": number, "call": call["call"], "errno": error}
         for (stage, number), call in calls.items()
         for error in errnos(call["call"])
         if error != errno.EINTR or not call["retried"]
@@ -49,7 +49,7 @@ def plans_of(run: FaultedRun) -> list[dict[str, Any]]:
 
 def matching(plans: Sequence[dict[str, Any]], patterns: Sequence[str]) -> list[dict[str, Any]]:
     """Return the plans that ``--faults-only`` names."""
-    names = [f"{plan['stage']} {plan['number']} {errno.errorcode[plan['errno']]}" for plan in plans]
+    names = [f"{plan['stage']} {plan['number']} {plan['call']} {errno.errorcode[plan['errno']]}" for plan in plans]
     return [plan for plan, name in zip(plans, names, strict=True) if any(fnmatch(name, each) for each in patterns)]
 
 
@@ -168,8 +168,8 @@ def fail_each_call(run_faulted: RunFaulted, way: str, thoroughness: Thoroughness
 
 # The stages in which one process of pytest-crate leans on another: what is left undone there is left for good.
 SHORT = {
-    "body on the host's root": ["remove *", "walk *", "fork *"],
-    "program on the host's root": ["remove *", "spawn *", "start the program *"],
+    "body on the host's root": ["remove *", "walk *", "fork *", "start * waitpid *"],
+    "program on the host's root": ["remove *", "spawn *", "start the program *", "ask *"],
 }
 
 

@@ -45,3 +45,22 @@ def test_imports(pytester: pytest.Pytester) -> None:
     assert "pytest_crate.plugin.options" in added
     assert not [name for name in added if name.split(".")[0] in ("ctypes", "psutil", "filelock", "socket", "tarfile")]
     assert not [name for name in added if name.startswith(("pytest_crate.kernel", "pytest_crate.images"))]
+
+
+def test_no_hook_of_a_test_is_ours(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Without crates none of our functions is called for a test, by whichever hook."""
+    pytester.makeconftest(
+        """
+        def pytest_collection_finish(session):
+            hooks = vars(session.config.hook)
+            ours = {
+                name: [each.function for each in hook.get_hookimpls() if each.function.__module__.startswith("pytest_crate.")]
+                for name, hook in hooks.items()
+                if name.startswith(("pytest_runtest_", "pytest_fixture_", "pytest_pyfunc", "pytest_report_teststatus"))
+            }
+            assert "pytest_runtest_logreport" in ours
+            assert not any(ours.values()), ours
+        """
+    )
+    pytester.makepyfile("def test_it(): pass\n")
+    assert run_inner().outcomes() == {"passed": 1}

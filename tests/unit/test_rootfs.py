@@ -22,6 +22,7 @@ from pytest_crate.sandbox.rootfs import (
     parse_mountinfo,
     plan_root,
 )
+from pytest_crate.sandbox.workshop import Workshop
 from pytest_crate.spec import CrateSpec, Layer, build_spec
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -272,7 +273,7 @@ def test_what_has_gone_meanwhile_is_not_shown(
 ) -> None:
     """What is shown only if it is there, and isn't, or can't be seen by the user, is left out."""
     monkeypatch.setattr(os, "stat", Refusing(error))
-    operation.perform(mounts.Workshop(rootless=True, one_user=True))
+    operation.perform(Workshop(rootless=True, one_user=True))
 
 
 @pytest.mark.parametrize("operation", OPTIONAL, ids=lambda operation: str(operation.kind))
@@ -283,7 +284,7 @@ def test_a_root_lacks_nothing_because_of_an_error(
     """Where the kernel can't tell whether it is there, the crate is not made."""
     monkeypatch.setattr(os, "stat", Refusing(error))
     with pytest.raises(SandboxError, match=rf"show /place .*at /place: stat\(/place\): {os.strerror(error)}"):
-        operation.perform(mounts.Workshop(rootless=True, one_user=True))
+        operation.perform(Workshop(rootless=True, one_user=True))
 
 
 class Refusing:
