@@ -738,7 +738,7 @@ class A:
 
 
 # Python's own: what the import statement calls. Where it has gone, imports are not measured.
-PYTHON_S = {"imports.py": ("_bootstrap", "_find_and_load")}
+PYTHON_S = {"imports.py": ("_bootstrap", "_ModuleLockManager")}
 
 
 @pytest.mark.parametrize(
