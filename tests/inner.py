@@ -16,7 +16,10 @@ import pytest
 
 from tests.comparing import read_junit, without_varying
 
-INNER_TIMEOUT_SECONDS = 120 * int(os.environ.get("CRATE_TEST_PATIENCE", "1"))
+PATIENCE = int(os.environ.get("CRATE_TEST_PATIENCE", "1"))
+"""How many times longer than usual anything may take, as on an emulated machine."""
+
+INNER_TIMEOUT_SECONDS = 120 * PATIENCE
 
 RECORDER = Path(__file__).parent / "recorder.py"
 
