@@ -534,6 +534,7 @@ class Sandbox:
         self._group = group
         self._deadline: float | None = None
         self._levels: cgroup.MemoryLevels | None = None
+        self._killed = False
         self._closed: Usage | None = None
         self.init = init
         """Host pid of the crate's pid 1."""
@@ -625,7 +626,9 @@ class Sandbox:
 
     def kill(self) -> None:
         """Kill every process in the crate; a forked body must be waited for before :meth:`close`."""
-        self.note_levels()
+        if not self._killed:  # later there is little left
+            self._killed = True
+            self.note_levels()
         with contextlib.suppress(LauncherEnded):  # then init has got SIGKILL already
             self._ask("kill")
 

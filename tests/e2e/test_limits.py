@@ -235,9 +235,29 @@ LEVELS = f"""
 """
 
 
+KILLED_AGAIN = """
+    import time
+    from pytest_crate.sandbox.sandbox import Sandbox
+    kill = Sandbox.kill
+    def slowly(sandbox):
+        kill(sandbox)
+        time.sleep(0.2)
+        kill(sandbox)
+    Sandbox.kill = slowly
+"""
+
+
 @pytest.mark.needs("memory limit")
-def test_levels_are_of_the_moment_when_the_body_has_run(run_crated: RunCrated) -> None:
-    """What a body holds at its end, or when it is killed, are its levels of memory; a peak may be far above them."""
+@pytest.mark.parametrize("slow", [False, True])
+def test_levels_are_of_the_moment_when_the_body_has_run(
+    run_crated: RunCrated, pytester: pytest.Pytester, slow: bool
+) -> None:
+    """What a body holds at its end, or when it is killed, are its levels of memory; a peak may be far above them.
+
+    Nor are they of a moment later, where its end takes its time and it is killed once more.
+    """
+    if slow:
+        pytester.makeconftest(KILLED_AGAIN)
     run = run_crated(LEVELS, "--crate-all")
     holds, killed, none = (run.usage(f"test_{name}") for name in ("holds", "is_killed", "holds_no_more"))
     # The kernel keeps these counters for each CPU, and adds them up every two seconds or when much has changed: they

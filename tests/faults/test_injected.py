@@ -21,6 +21,7 @@ ERRNOS = (errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EPERM, errno.EINTR)
 SYSTEM_CALLS = 60
 FORKS = ("clone", "fork", "posix_spawn")
 HANG_SECONDS = 20
+FEW = 100
 NAMES = ("/etc/hosts", "/etc/hostname")
 WHATEVER_ROOT = ("ask", "create", "hand out", "be born", "enter", "confine", "remove")
 """Stages that are the same on the host's root and on an image."""
@@ -162,8 +163,8 @@ def fail_each_call(run_faulted: RunFaulted, way: str, thoroughness: Thoroughness
     failed = sum(each.outcome == "failed" for each in run.found)
     print(f"{way}: {len(plans)} faults, {len(chosen)} tried, {hits} met, {failed} tests failed by them")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
-    # Some calls are made only if another process was slower; of a few that is much.
-    assert hits >= 0.7 * len(chosen)
+    # Some calls are made only once, or only if another process was slower: of a few drawn by lot that may be most.
+    assert hits >= (0.7 * len(chosen) if len(chosen) >= FEW else 1)
 
 
 # The stages in which one process of pytest-crate leans on another: what is left undone there is left for good.
