@@ -42,6 +42,7 @@ class Crates:
         )
         self._store: ImageStore | None = None
         self._opened: set[str] = set()
+        self._lent: dict[str, None] = {}
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
         # The host as it was seen last, and what has been planned of it.
@@ -83,6 +84,10 @@ class Crates:
         sandbox = self._engine.create(spec, operations, timed=timed)
         clock.done("have it made")
         return sandbox
+
+    def lend(self, spec: CrateSpec) -> None:
+        """Note what crates of a spec may write to, before one does: no mount follows a link there out of it."""
+        self._lent.update({os.path.realpath(mount.source): None for mount in spec.mounts if mount.writable})
 
     def prepare(self, spec: CrateSpec, *, programs: bool = False) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
@@ -162,6 +167,7 @@ class Crates:
             kept=kept,
             sockets=temporary.unix_sockets(kept),
             writable=tuple(self._writable()),
+            lent=tuple(self._lent),
         )
 
     def _writable(self) -> Iterator[str]:
