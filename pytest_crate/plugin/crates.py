@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_crate.errors import CrateError, HostError
+from pytest_crate.errors import CrateError, HostError, ImageError
 from pytest_crate.plugin import options, private
 from pytest_crate.plugin.shared_cache import SharedCache
 from pytest_crate.plugin.specs import ImageFinder
@@ -202,9 +202,24 @@ class Crates:
             path = os.path.join(str(self.config.rootpath), os.path.expanduser(root))
             ranged = self.config.getini("crate_id_map") == "range" and self.enforcement.rootless
             self._store = store_at(path, ranged=ranged)
-        opened = self._store.open(self.find_image(reference), reference, progress=self._progress)
+        opened = self._store.open(self._image_source(reference), reference, progress=self._progress)
         self._opened.add(reference)
         return opened.rootfs
+
+    def _image_source(self, reference: str) -> str:
+        """Return an image's path.
+
+        :raises ImageError: there is none, or a crate may have led it elsewhere.
+        """
+        source = os.path.abspath(self.find_image(reference))
+        within = rootfs.lent_above(source, self._lent)
+        if not within:
+            return source
+        found = os.path.realpath(source)
+        if not rootfs.is_at_or_below(found, within):
+            place = f"a symbolic link in {within}, where crates may write, leads to {found}"
+            raise ImageError(reference, f"{place}; name that itself if it is meant")
+        return found
 
     def _progress(self, line: str) -> None:
         reporter = self.config.pluginmanager.getplugin("terminalreporter")

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pytest_crate.sandbox.mounts import (
     Bind,
@@ -200,14 +200,18 @@ def _mounts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
             writable=mount.writable,
             recursive=True,
             as_named=True,
-            within=_lent_above(mount.source, view),
+            within=lent_above(mount.source, view.lent),
         )
 
 
-def _lent_above(path: str, view: HostView) -> str:
-    """Return the directory lent to crates that a path leads through: from there on, they may have put links into it."""
-    above = [os.path.realpath(path[:at]) for at, letter in enumerate(path) if letter == "/" and at] if view.lent else []
-    return next((place for place in above if place in view.lent), "")
+def lent_above(path: str, lent: Collection[str]) -> str:
+    """Return the directory lent to crates that a path leads through: from there on, they may have put links into it.
+
+    :param lent: such directories, resolved.
+    :returns: the outermost; empty if there is none.
+    """
+    above = [os.path.realpath(path[:at]) for at, letter in enumerate(path) if letter == "/" and at] if lent else []
+    return next((place for place in above if place in lent), "")
 
 
 def is_covered(path: str, view: HostView) -> bool:

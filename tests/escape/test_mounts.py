@@ -79,3 +79,42 @@ def test_a_link_in_what_is_shared(
         assert told in result.stdout.str()
     outcomes = [test["outcome"] for test in json.loads(report.read_text())["tests"]]
     assert "passed" in outcomes or way == "a crate by hand"
+
+
+@pytest.mark.parametrize("target", ["../victim", "{victim}", "other"], ids=["upwards", "absolute", "within"])
+def test_a_link_in_the_place_of_an_image(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """A program puts a symbolic link in the place of an image in a directory that was shared: no crate shows what it
+    leads to outside of that directory.
+
+    The control: where it leads to another place in there, that one is the image.
+    """
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    victim, other = pytester.path / "victim", pytester.path / "shared" / "other"
+    for directory in (victim, other, pytester.path / "shared" / "image"):
+        (directory / "usr").mkdir(parents=True)
+        (directory / "secret").write_text(f"of {directory.name}")
+    pytester.makeini("[pytest]\n")
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.crate(mounts=["shared:/shared:rw"])
+        def test_replaces(crate_sandbox):
+            target = {target.format(victim=victim)!r}
+            crate_sandbox.run(["sh", "-c", f"rm -r /shared/image; ln -s {{target}} /shared/image"], check=True)
+
+        @pytest.mark.crate(image="./shared/image")
+        def test_shows(crate_sandbox):
+            print("shown:", crate_sandbox.read_text("/secret"))
+        """
+    )
+    text = pytester.runpytest_subprocess("-rP", "-p", "no:cacheprovider", "-p", "no:hypothesispytest").stdout.str()
+    assert os.path.islink(pytester.path / "shared" / "image")
+    if target == "other":
+        assert "shown: of other" in text
+    else:
+        assert "shown:" not in text
+        assert f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {victim}" in text
