@@ -54,7 +54,8 @@ class Crates:
         # Before the first fork: each child would make a numbered directory of its own.
         try:
             basetemp = private.basetemp(config)
-        except OSError as error:
+        # The latter where a test before has nested more directories there than shutil.rmtree() has stack for.
+        except (OSError, RecursionError) as error:
             raise pytest.UsageError(
                 f"crates: pytest's temporary directory could not be made: {error}; name another with --basetemp"
             ) from None
