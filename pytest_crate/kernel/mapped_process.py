@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +16,9 @@ from pytest_crate.kernel import libc, namespaces
 from pytest_crate.kernel.id_range import IdRange
 
 _STEP = "work as root of a user namespace"
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_Identity = tuple[int, int]
 
 Say = Callable[[str], None]
 
@@ -89,17 +94,61 @@ def give_back(ids: IdRange, paths: Iterable[str]) -> None:
     :raises SandboxError: something can't be given back.
     """
     kept = list(paths)
-    run_as_root(ids, lambda _: _give_back_below(kept))
+    run_as_root(ids, lambda _: give_back_below(kept))
 
 
-def _give_back_below(paths: Iterable[str]) -> None:
+def give_back_below(paths: Iterable[str]) -> None:
     """As root of the namespace: its root outside of it is the user."""
     for path in paths:
-        # Descriptors, so that no symbolic link that somebody makes meanwhile leads elsewhere.
-        for _, directories, files, parent in os.fwalk(path, topdown=False):
-            for name in (*directories, *files):
-                status = os.lstat(name, dir_fd=parent)
-                if (status.st_uid, status.st_gid) != (0, 0):
-                    # Refused for an id that is not mapped: somebody else's, and nothing that a crate has made.
-                    with contextlib.suppress(PermissionError):
-                        os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
+        top = os.open(path, _DIRECTORY)
+        try:
+            _give_back_tree(top)
+        finally:
+            os.close(top)
+
+
+def _give_back_tree(top: int) -> None:
+    """Give back what is below a directory, however deep: by two descriptors, and without recursion."""
+    # Never by a path: no symbolic link that somebody makes meanwhile is to lead elsewhere.
+    here = os.dup(top)
+    above: list[tuple[_Identity, list[str]]] = []
+    names = _give_back_entries(here)
+    try:
+        while names or above:
+            if names:
+                name = names.pop()
+                try:
+                    next_one = os.open(name, _DIRECTORY, dir_fd=here)
+                except OSError:  # it is gone, or somebody else's
+                    continue
+                above.append((_identity(here), names))
+                names = _give_back_entries(next_one)
+            else:
+                next_one = os.open("..", _DIRECTORY, dir_fd=here)
+                was, names = above.pop()
+                if _identity(next_one) != was:
+                    os.close(next_one)
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has been moved
+            os.close(here)
+            here = next_one
+    finally:
+        os.close(here)
+
+
+def _identity(descriptor: int) -> _Identity:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _give_back_entries(directory: int) -> list[str]:
+    """Give back what is in a directory; return the names of the directories in it."""
+    directories = []
+    for name in os.listdir(directory):
+        status = os.lstat(name, dir_fd=directory)
+        if (status.st_uid, status.st_gid) != (0, 0):
+            # Refused for an id that is not mapped: somebody else's, and nothing that a crate has made.
+            with contextlib.suppress(PermissionError):
+                os.chown(name, 0, 0, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            directories.append(name)
+    return directories

@@ -80,6 +80,9 @@ class Conductor:
         if any(map(specs.rides, session.items)):
             imports.preload(config.getini("crate_preload"))
         crates = Crates(config, entries, find_image)
+        for item in session.items:
+            if specs.SPEC in item.stash:
+                crates.lend(item.stash[specs.SPEC])
         config.stash[CRATES] = crates
         config.stash[OWNER] = os.getpid()
         config.stash[HOME] = Interplay(config)

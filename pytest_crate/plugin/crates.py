@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_crate.errors import CrateError, HostError
+from pytest_crate.errors import CrateError, HostError, ImageError
 from pytest_crate.plugin import options, private
 from pytest_crate.plugin.shared_cache import SharedCache
 from pytest_crate.plugin.specs import ImageFinder
@@ -42,6 +42,7 @@ class Crates:
         )
         self._store: ImageStore | None = None
         self._opened: set[str] = set()
+        self._lent: dict[str, None] = {}
         self._interpreter: tuple[int, tuple[str, ...]] = (-1, ())
         self._libraries: Mapping[str, str] | None = None
         # The host as it was seen last, and what has been planned of it.
@@ -53,7 +54,8 @@ class Crates:
         # Before the first fork: each child would make a numbered directory of its own.
         try:
             basetemp = private.basetemp(config)
-        except OSError as error:
+        # The latter where a test before has nested more directories there than shutil.rmtree() has stack for.
+        except (OSError, RecursionError) as error:
             raise pytest.UsageError(
                 f"crates: pytest's temporary directory could not be made: {error}; name another with --basetemp"
             ) from None
@@ -83,6 +85,10 @@ class Crates:
         sandbox = self._engine.create(spec, operations, timed=timed)
         clock.done("have it made")
         return sandbox
+
+    def lend(self, spec: CrateSpec) -> None:
+        """Note what crates of a spec may write to, before one does: no mount follows a link there out of it."""
+        self._lent.update({os.path.realpath(mount.source): None for mount in spec.mounts if mount.writable})
 
     def prepare(self, spec: CrateSpec, *, programs: bool = False) -> None:
         """Have a crate begun that the next test will probably ask for, while this one runs."""
@@ -162,6 +168,7 @@ class Crates:
             kept=kept,
             sockets=temporary.unix_sockets(kept),
             writable=tuple(self._writable()),
+            lent=tuple(self._lent),
         )
 
     def _writable(self) -> Iterator[str]:
@@ -196,9 +203,24 @@ class Crates:
             path = os.path.join(str(self.config.rootpath), os.path.expanduser(root))
             ranged = self.config.getini("crate_id_map") == "range" and self.enforcement.rootless
             self._store = store_at(path, ranged=ranged)
-        opened = self._store.open(self.find_image(reference), reference, progress=self._progress)
+        opened = self._store.open(self._image_source(reference), reference, progress=self._progress)
         self._opened.add(reference)
         return opened.rootfs
+
+    def _image_source(self, reference: str) -> str:
+        """Return an image's path.
+
+        :raises ImageError: there is none, or a crate may have led it elsewhere.
+        """
+        source = os.path.abspath(self.find_image(reference))
+        within = rootfs.lent_above(source, self._lent)
+        if not within:
+            return source
+        found = os.path.realpath(source)
+        if not rootfs.is_at_or_below(found, within):
+            place = f"a symbolic link in {within}, where crates may write, leads to {found}"
+            raise ImageError(reference, f"{place}; name that itself if it is meant")
+        return found
 
     def _progress(self, line: str) -> None:
         reporter = self.config.pluginmanager.getplugin("terminalreporter")

@@ -62,6 +62,7 @@ class Driver:
         if keys:
             spec = specs.changed(self._item, keys, origin=self._name)
             specs.check(spec, crates.find_image)
+            crates.lend(spec)
         reason = ""
         sandbox = None
         try:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 _VALUES = "v"  # the directory of the values, in the cache's
+# Of directories in one another. A body can make so many that who walks through them runs out of stack, or of
+# descriptors; a value is as deep as its name has slashes, and none has that many.
+_MOST_LEVELS = 64
 # A file system's clock may stand still for as long (inode(7): timestamps are of the last tick).
 _CLOCK_NSEC = 100_000_000
 
@@ -39,6 +42,8 @@ class SharedCache:
                         mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
                         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                             os.unlink(name, dir_fd=place)
+                if path.count(os.sep) - self._values.count(os.sep) >= _MOST_LEVELS:
+                    directories.clear()
                 when = os.fstat(place).st_ctime_ns
                 # Of what has just changed, the next change may bear the same time.
                 yield path, when if time.time_ns() - when > _CLOCK_NSEC else 0
@@ -47,7 +52,7 @@ class SharedCache:
 def _changed(path: str) -> int:
     try:
         return os.lstat(path).st_ctime_ns
-    except FileNotFoundError:
+    except OSError:  # it is gone, or its name is too long for anybody to open it
         return 0
 
 

@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pytest_crate.errors import SandboxError
@@ -171,6 +171,8 @@ class Bind(Operation):
     :ivar recursive: with what is mounted below it.
     :ivar if_absent: only where the root has nothing at that path.
     :ivar if_present: only if the source is still there.
+    :ivar as_named: the source is not resolved: symbolic links lead from it to where they lead on the host.
+    :ivar within: the directory that such a source has to be in, whatever links are in that one by now; empty for none.
     """
 
     kind: ClassVar[str] = "bind"
@@ -180,6 +182,8 @@ class Bind(Operation):
     recursive: bool = False
     if_absent: bool = False
     if_present: bool = False
+    as_named: bool = False
+    within: str = ""
 
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
@@ -190,7 +194,36 @@ class Bind(Operation):
             return
         if self.if_present and not _is_present(shop, step, self.source):
             return
-        source = shop.source(self.source)
+        with self._opened_source(shop, step) as source:
+            self._show(shop, step, source)
+
+    @contextlib.contextmanager
+    def _opened_source(self, shop: Workshop, step: str) -> Iterator[str]:
+        """Give a path of the source: of what is found now, so that nobody can exchange it any more."""
+        if not self.as_named:
+            yield shop.source(self.source)
+            return
+        with libc.os_step(step, "open", HOST):
+            host = os.open(HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            place = libc.open_in_root(step, host, self.source, os.O_PATH)
+        finally:
+            os.close(host)
+        try:
+            held = f"{HOST}/proc/self/fd/{place}"
+            with libc.os_step(step, "readlink", self.source):
+                found = os.readlink(held).removeprefix(HOST)
+            if self.within and not f"{found}/".startswith(f"{self.within}/"):
+                detail = (
+                    f"a symbolic link in {self.within}, where crates may write, leads to {found}; "
+                    f"mount {found} itself if that is meant"
+                )
+                raise SandboxError(step, detail=detail)
+            yield held
+        finally:
+            os.close(place)
+
+    def _show(self, shop: Workshop, step: str, source: str) -> None:
         with libc.os_step(step, "stat", self.source):
             directory = stat.S_ISDIR(os.stat(source).st_mode)
         _verify_kind(shop, step, self.target, directory=directory)

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pytest_crate.sandbox.mounts import (
     Bind,
@@ -112,6 +112,7 @@ class HostView:
     :ivar sockets: unix sockets among or below the entries kept: bound, so that they can be connected to.
     :ivar writable: directories shared with the host, such as pytest's ``basetemp``.
     :ivar readable: directories shared with the host, read-only.
+    :ivar lent: directories that some crate of this run may write to, by a mount.
     :ivar libraries: directories of the interpreter's shared libraries, by the path where the dynamic linker
         looks for them; shown in an image that has nothing at that path.
     """
@@ -125,6 +126,7 @@ class HostView:
     sockets: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
     readable: tuple[str, ...] = ()
+    lent: tuple[str, ...] = ()
     libraries: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -136,7 +138,7 @@ def plan_root(spec: CrateSpec, view: HostView, *, rootfs: str | None) -> tuple[O
     operations = _host_root(spec, view) if rootfs is None else _image_root(spec, view, rootfs)
     if not view.overlay:
         operations = map(_without_overlay, operations)
-    return (*operations, *_mounts(spec))
+    return (*operations, *_mounts(spec, view))
 
 
 def _without_overlay(operation: Operation) -> Operation:
@@ -190,9 +192,26 @@ def _kernel_parts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     yield Devices()
 
 
-def _mounts(spec: CrateSpec) -> Iterator[Operation]:
+def _mounts(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     for mount in sorted(spec.mounts, key=lambda mount: mount.target.count("/")):
-        yield Bind(target=mount.target, source=mount.source, writable=mount.writable, recursive=True)
+        yield Bind(
+            target=mount.target,
+            source=mount.source,
+            writable=mount.writable,
+            recursive=True,
+            as_named=True,
+            within=lent_above(mount.source, view.lent),
+        )
+
+
+def lent_above(path: str, lent: Collection[str]) -> str:
+    """Return the directory lent to crates that a path leads through: from there on, they may have put links into it.
+
+    :param lent: such directories, resolved.
+    :returns: the outermost; empty if there is none.
+    """
+    above = [os.path.realpath(path[:at]) for at, letter in enumerate(path) if letter == "/" and at] if lent else []
+    return next((place for place in above if place in lent), "")
 
 
 def is_covered(path: str, view: HostView) -> bool:

@@ -178,10 +178,12 @@ def test_tmp_path_is_kept(run_crated: RunCrated, pytester: pytest.Pytester) -> N
 
 
 def test_mounts(run_crated: RunCrated, pytester: pytest.Pytester) -> None:
-    """An rw mount is written through to the host, an ro mount refuses; a file can be mounted, and a relative source is
-    the project's."""
+    """An rw mount is written through to the host, an ro mount refuses; a file can be mounted, and what a symbolic link
+    leads to; a relative source is the project's."""
     data, other = pytester.mkdir("data"), pytester.mkdir("other")
     (data / "file").write_text("of the host")
+    (pytester.path / "absolute").symlink_to(data)
+    (pytester.path / "relative").symlink_to("data")
     run = run_crated(f"""
         import errno, os
         from pathlib import Path
@@ -209,6 +211,11 @@ def test_mounts(run_crated: RunCrated, pytester: pytest.Pytester) -> None:
         @pytest.mark.crate(mounts=["data/file:/etc/mounted-file"])
         def test_file():
             assert Path("/etc/mounted-file").read_text() == "of the host"
+
+        @pytest.mark.crate(mounts=["absolute:/absolute", "relative:/relative"])
+        def test_links():
+            for place in "/absolute", "/relative":
+                assert Path(place, "file").read_text() == "of the host"
 
         @pytest.mark.crate(mounts=["other:rw"])
         def test_same_path():

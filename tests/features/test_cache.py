@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pytest_crate.images.tree import remove_tree
 from tests.inner import BothWays, RunInner
 
 
@@ -166,3 +169,39 @@ def test_what_a_killed_run_left_there(pytester: pytest.Pytester, tmp_path: Path,
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     assert victim.read_text() == "{}"
     assert "test_it" in value.read_text()
+
+
+def test_directories_without_end(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """A body that nests more directories among the values than a walk has stack for does not end the run."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        pytestmark = pytest.mark.crate
+        def test_nests(pytestconfig):
+            place = os.open(pytestconfig.cache._cachedir, os.O_RDONLY)
+            for name in "v", *["nested"] * 3000:
+                try: os.mkdir(name, dir_fd=place)
+                except FileExistsError: pass
+                place, above = os.open(name, os.O_RDONLY, dir_fd=place), place
+                os.close(above)
+        def test_after(): pass
+        """
+    )
+    try:
+        for _ in range(2):
+            run = run_inner()
+            assert run.outcomes() == {"passed": 2}
+            assert run.ret == 0
+    finally:
+        # pytest's own removal of old directories has no stack for them either.
+        with _opened(tmp_path) as place:
+            remove_tree(place, b"plain.cache")
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from pytest_crate.images.tree import remove_tree
 from tests.inner import RunInner
 
 MARKERS = {
@@ -114,6 +116,31 @@ def test_no_temporary_directory(pytester: pytest.Pytester) -> None:
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: crates: *No such file or directory*/no/such*--basetemp"])
     assert not (pytester.path / "ran").exists()
+
+
+def test_a_base_directory_that_cannot_be_removed(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """A --basetemp in which a test before has nested 3,000 directories ends the run with an error that names the option
+    where Python has no stack to remove them; where it has, the run begins."""
+    pytester.makepyfile("import pytest\n@pytest.mark.crate\ndef test_it(): pass")
+    base = tmp_path / "base"
+    base.mkdir()
+    above = os.open(tmp_path, os.O_RDONLY)
+    try:
+        place = os.open(base, os.O_RDONLY)
+        for _ in range(3000):
+            os.mkdir("nested", dir_fd=place)
+            inner = os.open("nested", os.O_RDONLY, dir_fd=place)
+            os.close(place)
+            place = inner
+        os.close(place)
+        options = (f"--basetemp={base}", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+        run = pytester.runpytest_subprocess(*options)
+        if run.ret != pytest.ExitCode.OK:
+            assert run.ret == pytest.ExitCode.USAGE_ERROR
+            run.stderr.fnmatch_lines(["ERROR: crates: *recursion*--basetemp"])
+    finally:
+        remove_tree(above, b"base")
+        os.close(above)
 
 
 def test_images_that_cannot_be_used(pytester: pytest.Pytester, run_inner: RunInner) -> None:

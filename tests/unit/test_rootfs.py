@@ -169,9 +169,22 @@ def test_mounts_come_last_and_are_read_only_unless_asked() -> None:
     """The user's mounts lie over everything, in the order of their depth."""
     operations = plan(mounts=["/data/deep:/x/y:rw", "/data:/x"])
     assert operations[-2:] == [
-        mounts.Bind(target="/x", source="/data", writable=False, recursive=True),
-        mounts.Bind(target="/x/y", source="/data/deep", writable=True, recursive=True),
+        mounts.Bind(target="/x", source="/data", writable=False, recursive=True, as_named=True),
+        mounts.Bind(target="/x/y", source="/data/deep", writable=True, recursive=True, as_named=True),
     ]
+
+
+def test_what_is_below_a_directory_lent_to_crates_has_to_be_in_it(tmp_path: Path) -> None:
+    """The outermost such directory on the way to a source, under whatever name, and none that the source itself is."""
+    lent, other = tmp_path / "lent", tmp_path / "other"
+    (lent / "deep").mkdir(parents=True)
+    other.mkdir()
+    (tmp_path / "link").symlink_to(lent)
+    view = dataclasses.replace(HOST, lent=(str(lent / "deep"), str(lent)))
+    sources = [lent, lent / "in", lent / "deep" / "in", tmp_path / "link" / "in", other / "in"]
+    planned = plan(view, mounts=[f"{source}:/{number}" for number, source in enumerate(sources)])
+    within = [operation.within for operation in planned if isinstance(operation, mounts.Bind) and operation.as_named]
+    assert within == ["", str(lent), str(lent), str(lent), ""]
 
 
 def test_an_image_root_is_the_image_with_the_project_read_only() -> None:

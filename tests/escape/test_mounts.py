@@ -1,0 +1,120 @@
+"""What a crate may write to on the host can't lead the mounts of another crate to the rest of the host."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+WAYS = {
+    "the next test's marker": """
+        import pytest
+
+        @pytest.mark.crate(mounts=["shared:/shared:rw"])
+        def test_replaces(crate_sandbox):
+            crate_sandbox.run(["sh", "-c", "rm -r /shared/in; ln -s {target} /shared/in"], check=True)
+
+        @pytest.mark.crate(mounts=["shared/in:/data:rw"])
+        def test_mounts():
+            open("/data/file", "w").close()
+    """,
+    "a body's, before the next test's marker": """
+        import os, shutil, pytest
+
+        @pytest.mark.crate(mounts=["shared:/shared:rw"])
+        def test_replaces():
+            shutil.rmtree("/shared/in")
+            os.symlink("{target}", "/shared/in")
+
+        @pytest.mark.crate(mounts=["shared/in/deeper:/data:rw"])
+        def test_mounts(crate_sandbox):
+            crate_sandbox.run(["touch", "/data/file"], check=True)
+    """,
+    "a crate by hand": """
+        import pytest
+
+        def test_mounts(crate_sandbox_factory, request):
+            shared = request.path.parent / "shared"
+            crate = crate_sandbox_factory(mounts=[f"{{shared}}:/shared:rw"])
+            crate.run(["sh", "-c", "rm -r /shared/in; ln -s {target} /shared/in"], check=True)
+            crate_sandbox_factory(mounts=[f"{{shared}}/in:/data:rw"]).run(["touch", "/data/file"], check=True)
+    """,
+}
+
+
+@pytest.mark.parametrize("target", ["../victim", "{victim}", "../shared/other"], ids=["upwards", "absolute", "within"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_link_in_what_is_shared(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, target: str
+) -> None:
+    """A program, or a body, puts a symbolic link in the place of what another crate is to show: if it leads out of the
+    directory that was shared, that crate is refused, with the reason.
+
+    The control: where it leads to another place in that directory, it is followed.
+    """
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    victim, other = pytester.path / "victim", pytester.path / "shared" / "other"
+    for directory in (victim, other, pytester.path / "shared" / "in"):
+        (directory / "deeper").mkdir(parents=True)
+    pytester.makeini("[pytest]\n")
+    pytester.makepyfile(WAYS[way].format(target=target.format(victim=victim)))
+    report = tmp_path / "report.json"
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-p", "no:hypothesispytest", f"--crate-report={report}"
+    )
+    written = [str(path.relative_to(pytester.path)) for path in pytester.path.rglob("file")]
+    assert os.path.islink(pytester.path / "shared" / "in")
+    if target == "../shared/other":
+        assert result.ret == 0
+        assert written == ["shared/other/deeper/file" if "body" in way else "shared/other/file"]
+    else:
+        assert written == []
+        assert result.ret == 1
+        told = f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {victim}"
+        assert told in result.stdout.str()
+    outcomes = [test["outcome"] for test in json.loads(report.read_text())["tests"]]
+    assert "passed" in outcomes or way == "a crate by hand"
+
+
+@pytest.mark.parametrize("target", ["../victim", "{victim}", "other"], ids=["upwards", "absolute", "within"])
+def test_a_link_in_the_place_of_an_image(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """A program puts a symbolic link in the place of an image in a directory that was shared: no crate shows what it
+    leads to outside of that directory.
+
+    The control: where it leads to another place in there, that one is the image.
+    """
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    victim, other = pytester.path / "victim", pytester.path / "shared" / "other"
+    for directory in (victim, other, pytester.path / "shared" / "image"):
+        (directory / "usr").mkdir(parents=True)
+        (directory / "secret").write_text(f"of {directory.name}")
+    pytester.makeini("[pytest]\n")
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.crate(mounts=["shared:/shared:rw"])
+        def test_replaces(crate_sandbox):
+            target = {target.format(victim=victim)!r}
+            crate_sandbox.run(["sh", "-c", f"rm -r /shared/image; ln -s {{target}} /shared/image"], check=True)
+
+        @pytest.mark.crate(image="./shared/image")
+        def test_shows(crate_sandbox):
+            print("shown:", crate_sandbox.read_text("/secret"))
+        """
+    )
+    text = pytester.runpytest_subprocess("-rP", "-p", "no:cacheprovider", "-p", "no:hypothesispytest").stdout.str()
+    assert os.path.islink(pytester.path / "shared" / "image")
+    if target == "other":
+        assert "shown: of other" in text
+    else:
+        assert "shown:" not in text
+        assert f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {victim}" in text
