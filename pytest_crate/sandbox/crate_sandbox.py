@@ -32,7 +32,7 @@ from pytest_crate.sandbox.program import (
     verify_arguments,
     verify_variables,
 )
-from pytest_crate.sandbox.sandbox import NOTHING_YET, Sandbox
+from pytest_crate.sandbox.sandbox import ENDED, NOTHING_YET, LauncherEnded, Sandbox
 from pytest_crate.spec import CrateSpec, format_size
 from pytest_crate.usage import Usage
 
@@ -211,7 +211,8 @@ class CrateSandbox:
         finally:
             program.close()
         if program.exit == Exit():
-            self._sandbox.verify_alive()  # nobody was there to say how it ended
+            # Nobody was there to say how it ended. A process that is being killed closes its files before it has ended.
+            raise LauncherEnded("ask the launcher", detail=ENDED)
         after = self._sandbox.account()
         now = self._sandbox.watch()
         found = set(now.limits_since(watched)) | ({"timeout"} if late else set())

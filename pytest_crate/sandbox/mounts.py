@@ -62,6 +62,7 @@ class Overlay(Operation):
     """A host directory seen copy-on-write: reads go through, writes stay in the private layer.
 
     :ivar if_present: only if the directory is still there.
+    :ivar within: the directory that it has to be in, whatever links are in that one by now; empty for none.
     :ivar or_read_only: where the kernel can't do it, the directory itself is shown, read-only.
     """
 
@@ -69,6 +70,7 @@ class Overlay(Operation):
     target: str
     lower: str
     if_present: bool = False
+    within: str = ""
     or_read_only: bool = False
 
     def sources(self) -> tuple[str, ...]:
@@ -78,9 +80,15 @@ class Overlay(Operation):
         step = f"show {self.lower} copy-on-write at {self.target}"
         if self.if_present and not _is_present(shop, step, self.lower, directory=True):
             return
+        if not self.within:
+            self._lay(shop, step, shop.source(self.lower))
+            return
+        with _held_source(step, self.lower, within=self.within) as lower:
+            self._lay(shop, step, lower)
+
+    def _lay(self, shop: Workshop, step: str, lower: str) -> None:
         layer = shop.new_private(0o700)
         upper, work = f"{layer}/upper", f"{layer}/work"
-        lower = shop.source(self.lower)
         with libc.os_step(step, "stat", self.lower):
             status = os.stat(lower)
         with libc.os_step(step, "mkdir", upper):
@@ -194,34 +202,11 @@ class Bind(Operation):
             return
         if self.if_present and not _is_present(shop, step, self.source):
             return
-        with self._opened_source(shop, step) as source:
-            self._show(shop, step, source)
-
-    @contextlib.contextmanager
-    def _opened_source(self, shop: Workshop, step: str) -> Iterator[str]:
-        """Give a path of the source: of what is found now, so that nobody can exchange it any more."""
         if not self.as_named:
-            yield shop.source(self.source)
+            self._show(shop, step, shop.source(self.source))
             return
-        with libc.os_step(step, "open", HOST):
-            host = os.open(HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            place = libc.open_in_root(step, host, self.source, os.O_PATH)
-        finally:
-            os.close(host)
-        try:
-            held = f"{HOST}/proc/self/fd/{place}"
-            with libc.os_step(step, "readlink", self.source):
-                found = os.readlink(held).removeprefix(HOST)
-            if self.within and not f"{found}/".startswith(f"{self.within}/"):
-                detail = (
-                    f"a symbolic link in {self.within}, where crates may write, leads to {found}; "
-                    f"mount {found} itself if that is meant"
-                )
-                raise SandboxError(step, detail=detail)
-            yield held
-        finally:
-            os.close(place)
+        with _held_source(step, self.source, within=self.within) as source:
+            self._show(shop, step, source)
 
     def _show(self, shop: Workshop, step: str, source: str) -> None:
         with libc.os_step(step, "stat", self.source):
@@ -235,6 +220,33 @@ class Bind(Operation):
             attributes |= libc.MOUNT_ATTR_RDONLY
         with shop.target(self.target, directory=directory) as place:
             shop.restrict(step, place, attributes, recursive=self.recursive)
+
+
+@contextlib.contextmanager
+def _held_source(step: str, path: str, *, within: str) -> Iterator[str]:
+    """Give a path of a source, links followed: of what is found now, so that nobody can exchange it any more.
+
+    :param within: the directory that it has to be in; empty for none.
+    """
+    with libc.os_step(step, "open", HOST):
+        host = os.open(HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = libc.open_in_root(step, host, path, os.O_PATH)
+    finally:
+        os.close(host)
+    try:
+        held = f"{HOST}/proc/self/fd/{place}"
+        with libc.os_step(step, "readlink", path):
+            found = os.readlink(held).removeprefix(HOST)
+        if within and not f"{found}/".startswith(f"{within}/"):
+            detail = (
+                f"a symbolic link in {within}, where crates may write, leads to {found}; "
+                f"mount {found} itself if that is meant"
+            )
+            raise SandboxError(step, detail=detail)
+        yield held
+    finally:
+        os.close(place)
 
 
 def _is_present(shop: Workshop, step: str, path: str, *, directory: bool = False) -> bool:

@@ -352,7 +352,7 @@ def _split(directory: str, points: Sequence[str], skip: Sequence[str]) -> Iterat
 
 
 def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operation]:
-    yield Overlay(target="/", lower=rootfs)
+    yield Overlay(target="/", lower=rootfs, within=lent_above(rootfs, view.lent))
     yield Names(hostname=spec.hostname)
     yield from _kernel_parts(spec, view)
     places: list[_Place] = [

@@ -55,6 +55,9 @@ class Unsupported(HostError):
     """The host can't enforce a limit that a spec asks for."""
 
 
+ENDED = "it ended, and every crate with it"
+
+
 class LauncherEnded(SandboxError):
     """The launcher ended before its time, and with it every crate it had made."""
 
@@ -213,7 +216,7 @@ class Engine:
     def _verify_alive(self, launcher: int) -> socket.socket:
         # A new launcher knows nothing of another's crates.
         if self._channel is None or self._pid != launcher or self._has_ended(self._channel):
-            raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it")
+            raise LauncherEnded("ask the launcher", detail=ENDED)
         return self._channel
 
     def _send(self, channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
@@ -221,7 +224,7 @@ class Engine:
             wire.send(channel, message, descriptors)
         except (BrokenPipeError, ConnectionResetError) as error:
             self._forget()
-            raise LauncherEnded("ask the launcher", detail="it ended, and every crate with it") from error
+            raise LauncherEnded("ask the launcher", detail=ENDED) from error
         except OSError as error:
             # A part of the message may have gone: the stream is of no more use.
             self._forget()

@@ -305,6 +305,30 @@ def test_sigkill_of_the_launcher_fails_the_test(tmp_path: Path) -> None:
     assert run.no_cgroup_left()
 
 
+def test_sigkill_of_the_launcher_that_has_not_ended_yet(pytester: pytest.Pytester) -> None:
+    """A program that goes with the launcher has failed by that, also while it can't be seen yet that it has ended."""
+    pytester.makeconftest(
+        """
+        from pytest_crate.sandbox.sandbox import Engine
+        Engine._has_ended = lambda *_: False
+        """
+    )
+    pytester.makepyfile(
+        """
+        import threading, psutil, pytest
+
+        @pytest.mark.crate
+        def test_killed(crate_sandbox):
+            (launcher,) = (each for each in psutil.Process().children() if each.name() == "crate-launcher")
+            threading.Timer(0.5, launcher.kill).start()
+            crate_sandbox.run(["sleep", "60"], check=True)
+        """
+    )
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert done.parseoutcomes() == {"failed": 1}
+    done.stdout.fnmatch_lines(["FAILED *ask the launcher: it ended, and every crate with it*"])
+
+
 def test_sigkill_of_the_launcher_at_the_end(pytester: pytest.Pytester) -> None:
     """When the launcher is killed after the last crate, its control groups are removed all the same, at the end."""
     before = leftover_cgroups()

@@ -118,3 +118,51 @@ def test_a_link_in_the_place_of_an_image(
     else:
         assert "shown:" not in text
         assert f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {victim}" in text
+
+
+@pytest.mark.parametrize("target", ["../victim", "other"], ids=["upwards", "within"])
+def test_an_image_that_is_replaced_while_a_crate_is_made(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """A program that still runs puts the link there when another crate has been planned, and is not made yet."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for directory in (pytester.path / "victim", pytester.path / "shared" / "other", pytester.path / "shared" / "image"):
+        (directory / "usr").mkdir(parents=True)
+        (directory / "secret").write_text(f"of {directory.name}")
+    pytester.makeini("[pytest]\n")
+    image = str(pytester.path / "shared" / "image")
+    pytester.makeconftest(
+        f"""
+        import os
+        from pytest_crate.sandbox.sandbox import Engine
+        create = Engine.create
+        def replaced_before(engine, spec, operations, **keys):
+            if spec.image is not None:
+                os.rename({image!r}, {image!r} + ".old")
+                os.symlink({target!r}, {image!r})
+            return create(engine, spec, operations, **keys)
+        Engine.create = replaced_before
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.crate(mounts=["shared:/shared:rw"])
+        def test_could_replace(crate_sandbox): pass
+
+        @pytest.mark.crate(image="./shared/image")
+        def test_shows(crate_sandbox):
+            print("shown:", crate_sandbox.read_text("/secret"))
+        """
+    )
+    text = pytester.runpytest_subprocess("-rP", "-p", "no:cacheprovider", "-p", "no:hypothesispytest").stdout.str()
+    if target == "other":
+        assert "shown: of other" in text
+    else:
+        assert "shown:" not in text
+        assert (
+            f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {pytester.path}/victim"
+            in text
+        )
