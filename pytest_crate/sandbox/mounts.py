@@ -80,10 +80,7 @@ class Overlay(Operation):
         step = f"show {self.lower} copy-on-write at {self.target}"
         if self.if_present and not _is_present(shop, step, self.lower, directory=True):
             return
-        if not self.within:
-            self._lay(shop, step, shop.source(self.lower))
-            return
-        with _held_source(step, self.lower, within=self.within) as lower:
+        with _found(shop, step, self.lower, within=self.within) as lower:
             self._lay(shop, step, lower)
 
     def _lay(self, shop: Workshop, step: str, lower: str) -> None:
@@ -118,11 +115,15 @@ class Overlay(Operation):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Copy(Operation):
-    """An image's directory as a copy in the private layer, where the kernel can do no overlay."""
+    """An image's directory as a copy in the private layer, where the kernel can do no overlay.
+
+    :ivar within: as of an overlay.
+    """
 
     kind: ClassVar[str] = "copy"
     source: str
     target: str = "/"
+    within: str = ""
 
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
@@ -130,8 +131,8 @@ class Copy(Operation):
     def perform(self, shop: Workshop) -> None:
         step = f"copy {self.source} to {self.target}"
         layer = shop.new_private(0o700)
-        with libc.os_step(step, "open", self.source):
-            source = os.open(shop.source(self.source), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _found(shop, step, self.source, within=self.within) as found, libc.os_step(step, "open", self.source):
+            source = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             copy = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with libc.os_step(step, "copy"):
@@ -202,10 +203,7 @@ class Bind(Operation):
             return
         if self.if_present and not _is_present(shop, step, self.source):
             return
-        if not self.as_named:
-            self._show(shop, step, shop.source(self.source))
-            return
-        with _held_source(step, self.source, within=self.within) as source:
+        with _found(shop, step, self.source, as_named=self.as_named, within=self.within) as source:
             self._show(shop, step, source)
 
     def _show(self, shop: Workshop, step: str, source: str) -> None:
@@ -223,11 +221,15 @@ class Bind(Operation):
 
 
 @contextlib.contextmanager
-def _held_source(step: str, path: str, *, within: str) -> Iterator[str]:
-    """Give a path of a source, links followed: of what is found now, so that nobody can exchange it any more.
+def _found(shop: Workshop, step: str, path: str, *, as_named: bool = False, within: str = "") -> Iterator[str]:
+    """Give a path of a source: of what is found now, so that nobody can exchange it any more, where that matters.
 
-    :param within: the directory that it has to be in; empty for none.
+    :param as_named: it may lead through links, followed as on the host.
+    :param within: the directory that it has to be in, links followed; empty for none.
     """
+    if not as_named and not within:
+        yield shop.source(path)
+        return
     with libc.os_step(step, "open", HOST):
         host = os.open(HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -149,7 +149,7 @@ def _without_overlay(operation: Operation) -> Operation:
     if not isinstance(operation, Overlay):
         return operation
     if operation.target == "/":
-        return Copy(target="/", source=operation.lower)
+        return Copy(target="/", source=operation.lower, within=operation.within)
     return Bind(target=operation.target, source=operation.lower, recursive=True, if_present=operation.if_present)
 
 

@@ -120,9 +120,30 @@ def test_a_link_in_the_place_of_an_image(
         assert f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {victim}" in text
 
 
+REPLACED_BEFORE = """
+import os
+from pytest_crate.sandbox.sandbox import Engine
+create = Engine.create
+def replaced_before(engine, spec, operations, **keys):
+    if spec.image is not None:
+        os.rename({image!r}, {image!r} + ".old")
+        os.symlink({target!r}, {image!r})
+    return create(engine, spec, operations, **keys)
+Engine.create = replaced_before
+"""
+
+NO_OVERLAY = """
+import dataclasses
+from pytest_crate.sandbox.sandbox import Engine
+found = Engine.enforcement.fget
+Engine.enforcement = property(lambda engine: dataclasses.replace(found(engine), overlay=False))
+"""
+
+
 @pytest.mark.parametrize("target", ["../victim", "other"], ids=["upwards", "within"])
+@pytest.mark.parametrize("shown", ["", NO_OVERLAY], ids=["laid over", "copied"])
 def test_an_image_that_is_replaced_while_a_crate_is_made(
-    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, shown: str
 ) -> None:
     """A program that still runs puts the link there when another crate has been planned, and is not made yet."""
     (tmp_path / "home").mkdir()
@@ -132,19 +153,7 @@ def test_an_image_that_is_replaced_while_a_crate_is_made(
         (directory / "secret").write_text(f"of {directory.name}")
     pytester.makeini("[pytest]\n")
     image = str(pytester.path / "shared" / "image")
-    pytester.makeconftest(
-        f"""
-        import os
-        from pytest_crate.sandbox.sandbox import Engine
-        create = Engine.create
-        def replaced_before(engine, spec, operations, **keys):
-            if spec.image is not None:
-                os.rename({image!r}, {image!r} + ".old")
-                os.symlink({target!r}, {image!r})
-            return create(engine, spec, operations, **keys)
-        Engine.create = replaced_before
-        """
-    )
+    pytester.makeconftest(shown + REPLACED_BEFORE.format(image=image, target=target))
     pytester.makepyfile(
         """
         import pytest
