@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import pytest_crate
+from pytest_crate.kernel import calls
 
 
 def test_it_is_the_installed_package():
     """The package comes from site-packages, with its types."""
     package = Path(pytest_crate.__file__).parent
-    assert package.parent == Path(sysconfig.get_path("purelib"))
+    assert package.parent == Path(sysconfig.get_path("platlib"))
     assert (package / "py.typed").is_file()
     assert importlib.metadata.version("pytest-crate-sandbox") == pytest_crate.__version__
 
@@ -26,6 +27,11 @@ def test_the_schema_is_in_the_wheel():
     """The JSON Schema of the report is shipped, and is JSON."""
     schema = importlib.resources.files("pytest_crate.report") / "schema-1.json"
     assert json.loads(schema.read_text())["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_the_compiled_program_is_in_the_wheel():
+    """What carries out tables of system calls is shipped, and runs."""
+    assert calls.works()
 
 
 @pytest.mark.crate(memory="64m", hostname="wheel")

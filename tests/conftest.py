@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import pytest_crate
-from pytest_crate.kernel import hierarchies
+from pytest_crate.kernel import calls, hierarchies
 from pytest_crate.kernel.cgroup import CgroupOffer
 from pytest_crate.sandbox import doctor
 from pytest_crate.sandbox.sandbox import Engine
@@ -102,6 +102,7 @@ class HostTable:
             "gnu tar": ("tar(1) is not GNU's", _has_gnu_tar),
             "runc": ("runc(8) is not installed", lambda: shutil.which("runc") is not None),
             "capsh": ("capsh(1), of Debian's libcap2-bin, is not installed", lambda: shutil.which("capsh") is not None),
+            "calls": (f"there was no C compiler when the package was built: {calls.PROGRAM}", calls.works),
             "strace": ("strace(1) is not installed", lambda: shutil.which("strace") is not None),
             "setpriv": ("setpriv(1) is not installed", lambda: shutil.which("setpriv") is not None),
             "zstd": ("no zstd module", lambda: any(map(_importable, ("compression.zstd", "zstandard")))),

@@ -36,6 +36,7 @@ _MAX_CAPABILITY = 63  # kernel_cap_t is 64 bits wide; which numbers exist is the
 # linux/capability.h: version 3, for 64-bit sets
 _HEADER = struct.pack("=Ii", 0x20080522, 0)
 
+_NO_BOUNDING_DETAILS = {errno.EPERM: "it takes CAP_SETPCAP"}
 _STEP_BOUNDING = "limit the capability bounding set"
 _STEP_SETS = "set the capabilities"
 
@@ -94,7 +95,7 @@ def bounding_to_drop(keep: frozenset[int], last: int = _MAX_CAPABILITY) -> tuple
     return tuple(number for number in range(last + 1) if number not in keep)
 
 
-def limit_bounding_set(keep: frozenset[int], last: int = _MAX_CAPABILITY) -> None:
+def limit_bounding_set(keep: frozenset[int], last: int = _MAX_CAPABILITY, *, call: libc.Caller = libc.syscall) -> None:
     """Drop all capabilities but these from the bounding set, which no execve(2) goes beyond again.
 
     It can't be undone, and needs CAP_SETPCAP: call it before :func:`set_capabilities`, and before
@@ -104,23 +105,20 @@ def limit_bounding_set(keep: frozenset[int], last: int = _MAX_CAPABILITY) -> Non
     :raises SandboxError: CAP_SETPCAP is missing (errno EPERM): nothing more is dropped.
     """
     for number in bounding_to_drop(keep, last):
+        path = f"PR_CAPBSET_DROP {number}"
         try:
-            libc.prctl(_STEP_BOUNDING, libc.PR_CAPBSET_DROP, number)
+            call(
+                _STEP_BOUNDING, "prctl", libc.PR_CAPBSET_DROP, number, 0, 0, 0, path=path, details=_NO_BOUNDING_DETAILS
+            )
         except SandboxError as error:
             # Numbers ascend, so that this one and all that follow are unknown to the kernel (prctl(2)).
             # It checks for CAP_SETPCAP first: EINVAL never hides a lack of it.
             if error.errno == errno.EINVAL:
                 return
-            raise SandboxError(
-                _STEP_BOUNDING,
-                syscall="prctl",
-                path=f"PR_CAPBSET_DROP {number}",
-                errno=error.errno,
-                detail="it takes CAP_SETPCAP" if error.errno == errno.EPERM else "",
-            ) from None
+            raise
 
 
-def set_capabilities(mask: int, inheritable: int = 0) -> None:
+def set_capabilities(mask: int, inheritable: int = 0, *, call: libc.Caller = libc.syscall) -> None:
     """Make the effective and the permitted set of the calling thread this mask, and clear the ambient set.
 
     An empty inheritable set matters too: capabilities left in it come back through files that
@@ -129,20 +127,21 @@ def set_capabilities(mask: int, inheritable: int = 0) -> None:
     :param mask: bits of capability numbers; those which the thread does not have can't be gained.
     :raises SandboxError: the mask has a bit that is not in the permitted set (errno EPERM).
     """
-    libc.prctl(_STEP_SETS, libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL)
+    clear = (libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    call(_STEP_SETS, "prctl", *clear, path="PR_CAP_AMBIENT_CLEAR_ALL")
     low, high = mask & 0xFFFFFFFF, mask >> 32
     data = struct.pack(
         "=6I", low, low, inheritable & 0xFFFFFFFF, high, high, inheritable >> 32
     )  # effective, permitted, inheritable: first the lower 32 bits of each, then the upper
-    libc.syscall(_STEP_SETS, "capset", _HEADER, data, path=f"permitted {mask:#x}")
+    call(_STEP_SETS, "capset", _HEADER, data, path=f"permitted {mask:#x}")
 
 
-def no_new_privs() -> None:
+def no_new_privs(*, call: libc.Caller = libc.syscall) -> None:
     """Make execve(2) never grant privileges again: set-id bits and file capabilities lose their effect.
 
     It can't be undone, and a filter can't be installed without it (prctl(2), PR_SET_NO_NEW_PRIVS).
     """
-    libc.prctl("forbid new privileges", libc.PR_SET_NO_NEW_PRIVS, 1)
+    call("forbid new privileges", "prctl", libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, path="PR_SET_NO_NEW_PRIVS")
 
 
 def parse_capabilities(status: str) -> Capabilities:

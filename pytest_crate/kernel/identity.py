@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 import struct
 from collections.abc import Iterator
 
@@ -183,7 +182,7 @@ def login_shell(spec_user: str, passwd_text: str) -> str:
     return "/bin/sh" if shell.rpartition("/")[2] in ("", "nologin", "false") else shell
 
 
-def become(identity: Identity, *, keep_groups: bool = False) -> None:
+def become(identity: Identity, *, keep_groups: bool = False, call: libc.Caller = libc.syscall) -> None:
     """Make the calling thread, the only one of its process, this user for good; groups first, user last.
 
     Leaving user id 0 clears the permitted and effective capabilities, the parent-death signal and the
@@ -191,24 +190,16 @@ def become(identity: Identity, *, keep_groups: bool = False) -> None:
     System calls are made directly: the C library's wrappers take a lock that a fork may have left held.
 
     :param keep_groups: leave the supplementary groups as they are, for a user namespace that denies setgroups.
-    :raises SandboxError: the kernel refuses, or did something else than it was asked for.
+    :raises SandboxError: the kernel refuses, or an id is none: it would mean "no change" there.
     """
-    try:
-        if not keep_groups:
-            array = struct.pack(f"={len(identity.groups)}I", *identity.groups)
-            libc.syscall(_STEP_BECOME, "setgroups", len(identity.groups), array, path=str(identity.groups))
-        libc.syscall(_STEP_BECOME, "setresgid", *(identity.gid,) * 3, path=str(identity.gid))
-        libc.syscall(_STEP_BECOME, "setresuid", *(identity.uid,) * 3, path=str(identity.uid))
-    except SandboxError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # user_namespaces(7): what is not mapped can't be had.
-        raise SandboxError(
-            error.step, syscall=error.syscall, path=error.path, errno=error.errno, detail=_NOT_MAPPED
-        ) from None
-    if (
-        os.getresuid() != (identity.uid,) * 3
-        or os.getresgid() != (identity.gid,) * 3
-        or not (keep_groups or set(os.getgroups()) == set(identity.groups))
+    ids = (identity.uid, identity.gid, *identity.groups)
+    if max(ids) > _MAX_ID:
+        raise SandboxError(_STEP_BECOME, detail=f"{max(ids)} is no id")
+    array = struct.pack(f"={len(identity.groups)}I", *identity.groups)
+    for name, arguments, path in (
+        *((("setgroups", (len(identity.groups), array), str(identity.groups)),) if not keep_groups else ()),
+        ("setresgid", (identity.gid,) * 3, str(identity.gid)),
+        ("setresuid", (identity.uid,) * 3, str(identity.uid)),
     ):
-        raise SandboxError(_STEP_BECOME, detail=f"ids are {os.getresuid()}, {os.getresgid()}, groups {os.getgroups()}")
+        # user_namespaces(7): what is not mapped can't be had.
+        call(_STEP_BECOME, name, *arguments, path=path, details={errno.EINVAL: _NOT_MAPPED})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel.walk_in_root import walk_in_root
@@ -82,42 +84,32 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # asm/unistd.h: x86_64 has its own table, aarch64 the generic one; from 424 on they are the same.
-_NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": {
-        "pivot_root": 155,
-        "capset": 126,
-        "capget": 125,
-        "seccomp": 317,
-        "setns": 308,
-        "clone": 56,
-        "setgroups": 116,
-        "setresuid": 117,
-        "setresgid": 119,
-    },
-    "aarch64": {
-        "pivot_root": 41,
-        "capset": 91,
-        "capget": 90,
-        "seccomp": 277,
-        "setns": 268,
-        "clone": 220,
-        "setgroups": 159,
-        "setresuid": 147,
-        "setresgid": 149,
-    },
+_TABLES = {
+    "x86_64": """
+        read 0 write 1 close 3 rt_sigaction 13 ioctl 16 clone 56 execve 59 fcntl 72 chdir 80 fchown 93 setpgid 109
+        setsid 112 setgroups 116 setresuid 117 setresgid 119 capget 125 capset 126 pivot_root 155 prctl 157 mount 165
+        openat 257 mkdirat 258 ppoll 271 unshare 272 dup3 292 setns 308 seccomp 317
+        """,
+    "aarch64": """
+        dup3 24 fcntl 25 ioctl 29 mkdirat 34 mount 40 pivot_root 41 chdir 49 fchown 55 openat 56 close 57 read 63
+        write 64 ppoll 73 capget 90 capset 91 unshare 97 rt_sigaction 134 setresgid 149 setresuid 147 setpgid 154
+        setsid 157 setgroups 159 prctl 167 clone 220 execve 221 setns 268 seccomp 277
+        """,
 }
-_COMMON_NUMBERS = {
-    "pidfd_send_signal": 424,
-    "open_tree": 428,
-    "move_mount": 429,
-    "pidfd_open": 434,
-    "clone3": 435,
-    "openat2": 437,
-    "mount_setattr": 442,
-}
+_COMMON = """
+    pidfd_send_signal 424 open_tree 428 move_mount 429 pidfd_open 434 clone3 435 close_range 436 openat2 437
+    mount_setattr 442
+    """
+
+
+def _numbers(machine: str) -> dict[str, int]:
+    words = (_TABLES.get(machine, "") + _COMMON).split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
 _MACHINE = platform.machine()
-NUMBERS: dict[str, int] = {**_NUMBERS.get(_MACHINE, {}), **_COMMON_NUMBERS}
-"""System call numbers of this machine, by name; only the ones that libc may lack a function for."""
+NUMBERS: dict[str, int] = _numbers(_MACHINE)
+"""System call numbers of this machine, by name."""
 
 
 def _checked(step: str, name: str, path: str, function: Callable[[], int]) -> int:
@@ -130,29 +122,75 @@ def _checked(step: str, name: str, path: str, function: Callable[[], int]) -> in
             raise SandboxError(step, syscall=name, path=path, errno=number)
 
 
-def syscall(
-    step: str, name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | ctypes.Structure | None, path: str = ""
-) -> int:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Words:
+    """An array of machine words in memory; bytes among them stand for a pointer to these, with a 0 at their end."""
+
+    words: Sequence[int | bytes]
+
+    def in_memory(self) -> tuple[ctypes.Array[ctypes.c_uint64], list[ctypes.Array[ctypes.c_char]]]:
+        """Return the array, and what it points to, to be kept as long as it is used."""
+        kept = []
+        array = (ctypes.c_uint64 * len(self.words))()
+        for place, word in enumerate(self.words):
+            if isinstance(word, bytes):
+                kept.append(ctypes.create_string_buffer(word))
+                array[place] = ctypes.addressof(kept[-1])
+            else:
+                array[place] = word & 0xFFFFFFFFFFFFFFFF
+        return array, kept
+
+
+class Result(int):
+    """What a call returns that is only recorded: its number among the others."""
+
+
+Argument = int | bytes | Words | ctypes.Array[ctypes.c_char] | ctypes.Structure | None
+NO_DETAILS: Mapping[int, str] = {}
+
+
+class Caller(Protocol):
+    """Makes a system call, as :func:`syscall` does, or records it, to be made by another process."""
+
+    def __call__(
+        self, step: str, name: str, /, *args: Argument, path: str = "", details: Mapping[int, str] = NO_DETAILS
+    ) -> int:
+        """Make the call, or record it; what is returned can be an argument of a later one."""
+
+
+def syscall(step: str, name: str, /, *args: Argument, path: str = "", details: Mapping[int, str] = NO_DETAILS) -> int:
     """Make a system call by number; retried when a signal interrupts it.
 
     :param step: what it is for, in words; it opens the error's message.
     :param name: a key of :data:`NUMBERS`.
-    :param args: integers, bytes (passed as ``char *``), None (NULL) or buffers (passed by reference).
+    :param args: integers, bytes (passed as ``char *``), None (NULL) or what is passed by reference.
     :param path: the object that it is applied to, for the error's message.
+    :param details: by errno, what a failure means.
     :raises SandboxError: it returned -1.
     """
     number = NUMBERS.get(name)
     if number is None:
         raise SandboxError(step, syscall=name, path=path, errno=errno.ENOSYS, detail=f"not known on {_MACHINE}")
     converted: list[object] = []
+    kept = []
     for arg in args:
         if isinstance(arg, int):
             converted.append(ctypes.c_long(arg))
         elif isinstance(arg, ctypes.Structure):
             converted.append(ctypes.byref(arg))
+        elif isinstance(arg, Words):
+            array, pointed = arg.in_memory()
+            kept.append(pointed)
+            converted.append(array)
         else:
             converted.append(arg)
-    return _checked(step, name, path, lambda: int(_LIBC.syscall(ctypes.c_long(number), *converted)))
+    try:
+        return _checked(step, name, path, lambda: int(_LIBC.syscall(ctypes.c_long(number), *converted)))
+    except SandboxError as error:
+        detail = "" if error.errno is None else details.get(error.errno, "")
+        if not detail:
+            raise
+        raise SandboxError(step, syscall=name, path=path, errno=error.errno, detail=detail) from None
 
 
 def libc_call(step: str, name: str, *args: object, path: str = "") -> int:
@@ -199,19 +237,21 @@ def write_file(step: str, path: str, value: str) -> None:
         raise SandboxError(step, syscall="write", path=path, errno=error.errno, detail=f"value {value!r}") from error
 
 
-def mount(step: str, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+def mount(
+    step: str, source: str, target: str, kind: str = "", flags: int = 0, data: str = "", *, call: Caller = syscall
+) -> None:
     """mount(2).
 
     :raises SandboxError: it names source, target, file system and options.
     """
     described = f"{source} -> {target}" + (f" type {kind}" if kind else "") + (f" [{data}]" if data else "")
-    libc_call(
+    call(
         step,
         "mount",
         os.fsencode(source),
         os.fsencode(target),
         kind.encode() or None,
-        ctypes.c_ulong(flags),
+        flags,
         os.fsencode(data) or None,
         path=described,
     )
@@ -222,19 +262,19 @@ def umount(step: str, target: str, flags: int = 0) -> None:
     libc_call(step, "umount2", os.fsencode(target), ctypes.c_int(flags), path=target)
 
 
-def pivot_root(step: str, new_root: str, put_old: str) -> None:
+def pivot_root(step: str, new_root: str, put_old: str, *, call: Caller = syscall) -> None:
     """pivot_root(2)."""
-    syscall(step, "pivot_root", os.fsencode(new_root), os.fsencode(put_old), path=new_root)
+    call(step, "pivot_root", os.fsencode(new_root), os.fsencode(put_old), path=new_root)
 
 
-def unshare(step: str, flags: int) -> None:
+def unshare(step: str, flags: int, *, call: Caller = syscall) -> None:
     """unshare(2)."""
-    libc_call(step, "unshare", ctypes.c_int(flags), path=hex(flags))
+    call(step, "unshare", flags, path=hex(flags))
 
 
-def setns(step: str, descriptor: int, kind: int, path: str = "") -> None:
+def setns(step: str, descriptor: int, kind: int, path: str = "", *, call: Caller = syscall) -> None:
     """setns(2)."""
-    syscall(step, "setns", descriptor, kind, path=path)
+    call(step, "setns", descriptor, kind, path=path)
 
 
 def prctl(step: str, option: int, *args: int) -> int:
@@ -243,10 +283,9 @@ def prctl(step: str, option: int, *args: int) -> int:
     return _checked(step, "prctl", str(option), lambda: int(_PRCTL(option, first, second, third, fourth)))
 
 
-def set_name(name: str) -> None:
+def name_process(name: str, *, call: Caller = syscall) -> None:
     """Name the calling thread, as ps(1) shows it; at most 15 bytes (PR_SET_NAME, prctl(2))."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    libc_call("name the process", "prctl", ctypes.c_int(PR_SET_NAME), buffer, path=name)
+    call("name the process", "prctl", PR_SET_NAME, name.encode()[:15], 0, 0, 0, path=name)
 
 
 def set_title(title: str) -> None:

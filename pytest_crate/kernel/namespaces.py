@@ -35,10 +35,16 @@ _FORK_INSIDE = "fork into the crate"
 _CLONE_FIELDS = "flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup"
 
 
-class _CloneArguments(ctypes.Structure):
-    """``struct clone_args`` of clone3(2), with the fields of kernel 5.7."""
+def clone_arguments(flags: int, cgroup: int, child_tid: int = 0) -> libc.Words:
+    """Return the ``struct clone_args`` of clone3(2), with the fields of kernel 5.7.
 
-    _fields_ = [(name, ctypes.c_uint64) for name in _CLONE_FIELDS.split()]
+    :param cgroup: descriptor of the control group's.
+    :param child_tid: where the child's thread id is kept in memory.
+    """
+    # A sibling gets its parent's signal; to name one is an error (kernel/fork.c, clone3_args_valid).
+    exit_signal = 0 if flags & libc.CLONE_PARENT else signal.SIGCHLD
+    values = {"flags": flags, "child_tid": child_tid, "exit_signal": exit_signal, "cgroup": cgroup}
+    return libc.Words([values.get(name, 0) for name in _CLONE_FIELDS.split()])
 
 
 def fork_into(step: str, flags: int) -> int:
@@ -84,13 +90,8 @@ def _fork_into_cgroup(directory: int, flags: int = 0) -> int | None:
     address = _thread_id_address()
     if address is None:
         return None
-    arguments = _CloneArguments(
-        flags=flags | libc.CLONE_INTO_CGROUP | libc.CLONE_CHILD_SETTID | libc.CLONE_CHILD_CLEARTID,
-        child_tid=address,
-        # A sibling gets its parent's; to name one is an error (kernel/fork.c, clone3_args_valid).
-        exit_signal=0 if flags & libc.CLONE_PARENT else signal.SIGCHLD,
-        cgroup=directory,
-    )
+    flags |= libc.CLONE_INTO_CGROUP | libc.CLONE_CHILD_SETTID | libc.CLONE_CHILD_CLEARTID
+    arguments, _ = clone_arguments(flags, directory, address).in_memory()
     number = ctypes.c_long(libc.NUMBERS["clone3"])
     _PYTHON.PyOS_BeforeFork()
     pid = int(_PYTHON.syscall(number, ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments))))
@@ -152,11 +153,11 @@ class NamespaceHandles:
             raise
         return cls(pid=opened.pop("pid"), others=opened)
 
-    def enter(self, *, skip: frozenset[str] = frozenset()) -> None:
+    def enter(self, *, skip: frozenset[str] = frozenset(), call: libc.Caller = libc.syscall) -> None:
         """Move the calling, single-threaded process into all of them but the PID namespace."""
         for kind, flag in KINDS.items():
             if kind in self.others and kind not in skip:
-                libc.setns(f"enter the crate's {kind} namespace", self.others[kind], flag, kind)
+                libc.setns(f"enter the crate's {kind} namespace", self.others[kind], flag, kind, call=call)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -294,6 +295,17 @@ def _bear_sibling(handles: NamespaceHandles, cgroup: int | None, channel: int) -
         if not known:
             os._exit(1)
     return born is not None
+
+
+def end_both(first: int) -> None:
+    """End a first child that has not been waited for, and the sibling that it has borne, if it has; wait for both.
+
+    The sibling is in its process group: nobody knows its pid.
+    """
+    for end in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError):
+            end(first, signal.SIGKILL)
+    _wait_for_both(first)
 
 
 def _wait_for_both(first: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import struct
@@ -337,13 +336,7 @@ def build_filter(machine: str, *, capabilities: frozenset[int] = frozenset(), al
     return b"".join(program)
 
 
-class _Program(ctypes.Structure):
-    """struct sock_fprog"""
-
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-
-def install(program: bytes) -> None:
+def install(program: bytes, *, call: libc.Caller = libc.syscall) -> None:
     """Put the calling thread, and all that it starts, under a filter for good (seccomp(2)).
 
     Call it last, after :func:`pytest_crate.kernel.capabilities.no_new_privs`.
@@ -352,11 +345,7 @@ def install(program: bytes) -> None:
     :raises SandboxError: no_new_privs is not set (EACCES), or the kernel has no filters (EINVAL, ENOSYS).
     """
     length = len(program) // 8
-    libc.syscall(
-        "install the system call filter",
-        "seccomp",
-        _SECCOMP_SET_MODE_FILTER,
-        0,
-        _Program(length, program),
-        path=f"{length} instructions",
-    )
+    # struct sock_fprog: a short, and a pointer in the next word; both machines are little-endian.
+    described = libc.Words((length, program))
+    path = f"{length} instructions"
+    call("install the system call filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, described, path=path)

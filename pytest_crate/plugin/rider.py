@@ -90,7 +90,7 @@ class Rider:
             self._pipe = ReportPipe(body.sending, body.awaited)
             if self._output is not None:
                 self._output.in_child()
-            child.use_own_null()
+            child.use_own_null(number for number in range(3) if child.is_null(number))
             self._clock.done("take its own session and output")
             environ = payload_environment(spec, dict(os.environ))
             for name in set(os.environ) - set(environ):

@@ -7,25 +7,24 @@ its own, enters the other namespaces, drops what it may not have, and becomes th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
-import itertools
 import json
 import os
 import signal
 import stat
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import capabilities, identity, libc, namespaces, seccomp
+from pytest_crate.kernel import calls, capabilities, identity, libc, namespaces, seccomp
 from pytest_crate.sandbox import steps
 
 _MAX_TEXT_CHARACTERS = 4 << 20
 _NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +38,7 @@ class Entry:
     :ivar last_capability: the highest number that the running kernel knows.
     :ivar seccomp: the filter program; empty for none.
     :ivar user_namespace: descriptor of a user namespace in which the payload's root is nobody outside; None for none.
+    :ivar root: whoever enters is its root, unless it becomes another user.
     :ivar one_user: the crate has a user namespace of one user, in which setgroups(2) is denied.
     """
 
@@ -49,96 +49,121 @@ class Entry:
     last_capability: int
     seccomp: bytes
     user_namespace: int | None
+    root: bool
     one_user: bool
 
 
-def hide() -> None:
+def hide(*, call: libc.Caller = libc.syscall) -> None:
     """Keep the crate's other processes from tracing the calling one, or opening its program, until it executes another.
 
     Between giving up its capabilities and execve(2) it is their equal, without the filter yet, and still runs the
     host's interpreter from the host's own mount (CVE-2016-9962, CVE-2019-5736). execve(2) takes this back.
     """
-    libc.prctl("hide from the crate's processes", libc.PR_SET_DUMPABLE, 0)
+    call("hide from the crate's processes", "prctl", libc.PR_SET_DUMPABLE, 0, 0, 0, 0, path="PR_SET_DUMPABLE")
 
 
-def enter(entry: Entry, clock: steps.Clock = steps.OFF, *, joined: bool) -> None:
+def enter(entry: Entry, clock: steps.Clock = steps.OFF, *, joined: bool, call: libc.Caller = libc.syscall) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 
     :param joined: it was born in the crate's cgroup.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
     for path in () if joined else entry.enter_files:
-        libc.write_file("join the crate's cgroup", path, "0")
+        step = "join the crate's cgroup"
+        file = call(step, "openat", libc.AT_FDCWD, os.fsencode(path), os.O_WRONLY | os.O_CLOEXEC, path=path)
+        call(step, "write", file, b"0", 1, path=path)
+        call(step, "close", file)
     clock.done("join the cgroup")
-    entry.namespaces.enter(skip=frozenset({"user"}))
+    entry.namespaces.enter(skip=frozenset({"user"}), call=call)
     # After joining, so that the crate's own cgroup is the root of what /proc/self/cgroup shows.
-    libc.unshare("make a cgroup namespace", libc.CLONE_NEWCGROUP)
+    libc.unshare("make a cgroup namespace", libc.CLONE_NEWCGROUP, call=call)
     clock.done("enter the namespaces")
 
 
-def confine(entry: Entry, who: identity.Identity | None, clock: steps.Clock = steps.OFF) -> None:
+def confine(
+    entry: Entry,
+    who: identity.Identity | None,
+    clock: steps.Clock = steps.OFF,
+    *,
+    call: libc.Caller = libc.syscall,
+) -> None:
     """Give up every right that a payload may not have; the last step before the user's code.
 
     :param who: the user to become; None stays who it is.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
-    root = (os.geteuid() if who is None else who.uid) == 0
+    root = entry.root if who is None else who.uid == 0
     if entry.user_namespace is not None:
         # The same ids, so that files stay reachable, without any power over what the host owns: the
         # crate's mounts, network and devices among it. It gives every capability, to be dropped below.
-        libc.setns("enter the payload's user namespace", entry.user_namespace, libc.CLONE_NEWUSER, "user")
+        libc.setns("enter the payload's user namespace", entry.user_namespace, libc.CLONE_NEWUSER, "user", call=call)
     clock.done("enter the user namespace")
     # The bounding set first: dropping from it needs CAP_SETPCAP. Capabilities that root keeps are
     # of no use to another user, and a fork (unlike an exec) would carry them over.
-    capabilities.limit_bounding_set(entry.keep, entry.last_capability)
+    capabilities.limit_bounding_set(entry.keep, entry.last_capability, call=call)
     clock.done("drop the bounding set")
     if who is not None:
-        identity.become(who, keep_groups=entry.one_user)
-    capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0)
-    capabilities.no_new_privs()
+        identity.become(who, keep_groups=entry.one_user, call=call)
+    capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0, call=call)
+    capabilities.no_new_privs(call=call)
     clock.done("drop capabilities")
     if entry.seccomp:
-        seccomp.install(entry.seccomp)
+        seccomp.install(entry.seccomp, call=call)
     clock.done("install the system call filter")
 
 
-def use_own_null() -> None:
+def is_null(descriptor: int) -> bool:
+    """Tell whether a descriptor is of ``/dev/null``."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:  # closed
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
+
+
+def use_own_null(numbers: Iterable[int], *, call: libc.Caller = libc.syscall) -> None:
     """Put the crate's own ``/dev/null`` in the place of the host's, where that is standard input, output or error.
 
     By a descriptor of the host's mount, the crate's root could change the machine's: its mode, its owner.
+
+    :param numbers: the descriptors that are of the host's.
     """
-    for number in range(3):
-        try:
-            status = os.fstat(number)
-        except OSError:  # closed
-            continue
-        if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL:
-            with libc.os_step("open the crate's /dev/null", "open", "/dev/null"):
-                own = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-                os.dup2(own, number)
-                os.close(own)
+    step, path = "open the crate's /dev/null", "/dev/null"
+    for number in numbers:
+        own = call(step, "openat", libc.AT_FDCWD, path.encode(), os.O_RDWR | os.O_CLOEXEC, path=path)
+        call(step, "dup3", own, number, 0, path=path)
+        call(step, "close", own)
 
 
-def read_text_inside(path: str) -> str:
-    """Return the text of a file of the crate's, empty if there is none.
+def _read_text(descriptor: int) -> str:
+    """Return the text of a file of the crate's, and close it.
 
     An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return ""
-            return stream.read(_MAX_TEXT_CHARACTERS)
-    except OSError:
-        return ""
+    with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
+        return stream.read(_MAX_TEXT_CHARACTERS) if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
 
 
-def who_is(user: str | None) -> identity.Identity | None:
-    """Look a user up in the crate's own user database; None if no user is asked for."""
+def who_is(user: str | None, root: int | None = None) -> identity.Identity | None:
+    """Look a user up in the crate's own user database; None if no user is asked for.
+
+    :param root: descriptor of the crate's root; None for who is in it.
+    :raises SandboxError: there is no such user.
+    """
     if user is None:
         return None
-    return identity.parse_user(user, read_text_inside("/etc/passwd"), read_text_inside("/etc/group"))
+    texts = []
+    for path in ("/etc/passwd", "/etc/group"):
+        try:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            within = os.open("/", os.O_PATH | os.O_CLOEXEC) if root is None else os.dup(root)
+            try:
+                texts.append(_read_text(libc.open_in_root("look for the crate's user", within, path, flags)))
+            finally:
+                os.close(within)
+        except (OSError, SandboxError):
+            texts.append("")  # there is none
+    return identity.parse_user(user, *texts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,61 +198,106 @@ class Program:
             terminal=data["terminal"],
         )
 
+    def env_of(self, who: identity.Identity | None) -> dict[str, str]:
+        """Return its environment as that user."""
+        env = dict(self.env)
+        if who is not None:
+            env.setdefault("HOME", who.home)
+            env.setdefault("USER", who.name)
+        return env
 
-def become_program(program: Program, entry: Entry, stdio: Sequence[int], failing: int, *, joined: bool) -> None:
+
+def become_program(
+    program: Program, entry: Entry, who: identity.Identity | None, stdio: Sequence[int], failing: int, *, joined: bool
+) -> None:
     """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
+    step = f"run {program.argv[0]}"
     try:
         signal.set_wakeup_fd(-1)
         try:
             hide()
-            enter(entry, joined=joined)
-            with libc.os_step("begin a session", "setsid"):
-                os.setsid()
-            for number, descriptor in enumerate(stdio):
-                with libc.os_step("give the program its streams", "dup2", str(number)):
-                    os.dup2(descriptor, number)
-            use_own_null()
-            if program.terminal:
-                with libc.os_step("take the terminal", "ioctl", "TIOCSCTTY"):
-                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            # Both are close-on-exec; the namespace is entered on the way there.
-            needed = {failing} if entry.user_namespace is None else {failing, entry.user_namespace}
-            for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
-                os.closerange(below + 1, above)
+            enter_as(program, entry, who, stdio, joined=joined)
+            # They are close-on-exec.
+            os.closerange(3, failing)
+            os.closerange(failing + 1, 1 << 20)
             # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
-            for number in _IGNORED:
+            for number in IGNORED:
                 signal.signal(number, signal.SIG_DFL)
-            error = _execute(program, entry)
+            with libc.os_step(step, "execve", program.argv[0]):
+                os.execvpe(program.argv[0], list(program.argv), program.env_of(who))
         except SandboxError as failure:
             error = failure
         except OSError as failure:
-            error = SandboxError(f"run {program.argv[0]}", path=str(failure.filename or ""), errno=failure.errno)
+            error = SandboxError(step, path=str(failure.filename or ""), errno=failure.errno)
         except Exception as failure:  # noqa: BLE001 - whatever it is, it must not look like the program's own end
-            error = SandboxError(f"run {program.argv[0]}", detail=repr(failure))
+            error = SandboxError(step, detail=repr(failure))
         os.write(failing, json.dumps(error.to_json()).encode())
     finally:
         os._exit(127)
 
 
-def _execute(program: Program, entry: Entry) -> SandboxError:
-    """Become the program; return only with the reason why not."""
+def bear_program(
+    program: Program, entry: Entry, who: identity.Identity | None, stdio: Sequence[int], birth: calls.Birth
+) -> int:
+    """Have a program's payload born by a process of few pages; return its pid.
+
+    Its calls are those of :func:`become_program`. The birth's :meth:`calls.Birth.hear` tells its failure, and None
+    when it has executed.
+
+    :raises SandboxError: it was not born.
+    """
+    table, handles = birth.table, entry.namespaces
+    hide(call=table.add)
+    needed = [*stdio, handles.pid, *handles.others.values()]
+    if entry.user_namespace is not None:
+        needed.append(entry.user_namespace)
+    birth.close_on_exec(needed)
+    if "user" in handles.others:
+        libc.setns(
+            "enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user", call=table.add
+        )
+    libc.setns(birth.step, handles.pid, libc.CLONE_NEWPID, "pid", call=table.add)
+    with contextlib.ExitStack() as opened:
+        directory = None
+        if entry.cgroup is not None:
+            with libc.os_step(birth.step, "open", entry.cgroup):
+                directory = os.open(entry.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, directory)
+            needed.append(directory)
+            birth.close_on_exec([directory])
+        birth.split(0, directory)
+        enter_as(program, entry, who, stdio, joined=directory is not None, call=table.add)
+        env, name = program.env_of(who), program.argv[0]
+        argv = libc.Words([*map(os.fsencode, program.argv), 0])
+        environment = libc.Words([*(os.fsencode(f"{name}={value}") for name, value in env.items()), 0])
+        paths = [name] if "/" in name else [os.path.join(place, name) for place in os.get_exec_path(env)]
+        attempts = [(os.fsencode(path), argv, environment) for path in paths]
+        table.try_each(f"run {name}", "execve", attempts, path=name)
+        return birth.give(needed, default_signals=IGNORED)
+
+
+def enter_as(
+    program: Program,
+    entry: Entry,
+    who: identity.Identity | None,
+    stdio: Sequence[int],
+    *,
+    joined: bool,
+    call: libc.Caller = libc.syscall,
+) -> None:
+    """Do all that a program's payload does before it executes."""
     step = f"run {program.argv[0]}"
-    try:
-        who = who_is(program.user)
-        env = dict(program.env)
-        if who is not None:
-            env.setdefault("HOME", who.home)
-            env.setdefault("USER", who.name)
-        # As root still: the crate's root may enter a directory that the user may not.
-        with libc.os_step(f"{step}: enter its working directory", "chdir", program.cwd):
-            os.chdir(program.cwd)
-        if program.terminal and who is not None:
-            # For a program that opens its terminal by name; the one who made it is its owner (runc does likewise).
-            with libc.os_step(f"{step}: give the user the terminal", "fchown", "0"):
-                os.fchown(0, who.uid, -1)
-        confine(entry, who)
-        with libc.os_step(step, "execve", program.argv[0]):
-            os.execvpe(program.argv[0], list(program.argv), env)
-    except SandboxError as error:
-        return error
-    raise AssertionError("execve(2) returned without an error")
+    enter(entry, joined=joined, call=call)
+    call("begin a session", "setsid")
+    nulls = [number for number, descriptor in enumerate(stdio) if is_null(descriptor)]
+    for number, descriptor in enumerate(stdio):
+        call("give the program its streams", "dup3", descriptor, number, 0, path=str(number))
+    use_own_null(nulls, call=call)
+    if program.terminal:
+        call("take the terminal", "ioctl", 0, termios.TIOCSCTTY, 0, path="TIOCSCTTY")
+    # As root still: the crate's root may enter a directory that the user may not.
+    call(f"{step}: enter its working directory", "chdir", os.fsencode(program.cwd), path=program.cwd)
+    if program.terminal and who is not None:
+        # For a program that opens its terminal by name; the one who made it is its owner (runc does likewise).
+        call(f"{step}: give the user the terminal", "fchown", 0, who.uid, -1, path="0")
+    confine(entry, who, call=call)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
 import select
 import signal
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc, network, processes
+from pytest_crate.kernel import calls, libc, namespaces, network, processes
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import steps, wire
 from pytest_crate.sandbox.design import Design
-from pytest_crate.sandbox.mounts import Operation
-from pytest_crate.sandbox.workshop import HOST, PRIVATE, ROOT, Workshop
+from pytest_crate.sandbox.workshop import HOST, PRIVATE, PROC, ROOT, Workshop
 from pytest_crate.spec import format_size
 
 BUILD = "build the crate"
+
+# Ended by neither; and its orphans' ends are nobody's business (become_init).
+IGNORED = (signal.SIGCHLD, signal.SIGTERM)
 
 
 def become_init(
@@ -40,9 +44,9 @@ def become_init(
     try:
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
+            for number in IGNORED:
                 signal.signal(number, signal.SIG_IGN)
-            libc.set_name("crate-init")
+            libc.name_process("crate-init")
             # Its arguments, the launcher's, are the host's affair.
             libc.set_title("crate-init")
             libc.prctl("end with the launcher", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -55,21 +59,12 @@ def become_init(
                     os._exit(1)
             with libc.os_step("begin a session", "setsid"):
                 os.setsid()
-            clock.done("wait for the launcher")
-            if "net" in kinds:
-                network.loopback_up()
-                network.add_addresses()
-                if not rootless:
-                    # A payload's root has no power over the network: ports below 1024 are open to all in it.
-                    network.allow_low_ports()
-            clock.done("set up the network")
-            build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless, one_user=one_user)
+            clock.done("wait for its turn")
+            prepare_base(design.tmpfs_bytes)
             clock.done("mount the root")
-            with libc.os_step("set the host name", "sethostname", design.hostname):
-                socket.sethostname(design.hostname)
-            clock.done("set the host name")
+            furnish(design, kinds, clock, rootless=rootless, one_user=one_user)
             with libc.os_step("tell the launcher", "sendmsg"):
-                wire.send(channel, {"ready": True, "steps": clock.spent()})
+                wire.send(channel, {"steps": clock.spent()})
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
@@ -87,35 +82,82 @@ def become_init(
         os._exit(70)
 
 
-def build_root(
-    operations: Iterable[Operation], *, size_bytes: int | None, rootless: bool, one_user: bool = False
-) -> None:
-    """Build a root in the calling process's own, new mount namespace and make it `/`.
+def bear_init(design: Design, birth: calls.Birth, kinds: frozenset[str], *, launcher: int) -> int:
+    """Have an *init* born by a process of few pages, up to where its root is to be furnished; return its pid.
 
-    Afterwards the host's tree isn't reachable: the old root is detached, not just covered.
+    It lives as :func:`become_init` does, but that a builder furnishes the root. The birth's :meth:`calls.Birth.hear`
+    tells when it is ready.
 
-    :param size_bytes: size of the private layer; None is the kernel's default, half of the memory.
-    :param rootless: in a user namespace.
-    :param one_user: that knows one user only, to whom nobody else's file can be given.
+    :param launcher: its pidfd.
+    :raises SandboxError: it was not born.
+    """
+    call = birth.table.add
+    birth.split(functools.reduce(operator.or_, (namespaces.KINDS[kind] for kind in kinds), libc.CLONE_NEWPID))
+    libc.name_process("crate-init", call=call)
+    call("end with the launcher", "prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    birth.table.end_if_readable("end with the launcher", launcher)
+    call("begin a session", "setsid")
+    for number in IGNORED:
+        ignored = libc.Words((signal.SIG_IGN, 0, 0, 0))  # struct sigaction
+        call("ignore signals", "rt_sigaction", number, ignored, None, 8, path=str(number))
+    prepare_base(design.tmpfs_bytes, call=call)
+    birth.say_ready()
+    birth.close_all([launcher])
+    call("wait for the end", "ppoll", None, 0, None, None, 0)
+    return birth.give([launcher])
+
+
+def prepare_base(size_bytes: int | None, *, call: libc.Caller = libc.syscall) -> None:
+    """Make a private layer the root of the calling process's own, new mount namespace, with the host's tree in it.
+
+    :param size_bytes: of the layer; None is the kernel's default, half of the memory.
     :raises SandboxError: the kernel refuses a step.
     """
     step = "prepare the private layer"
-    libc.mount("make mounts private", "none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    libc.mount("make mounts private", "none", "/", flags=libc.MS_REC | libc.MS_PRIVATE, call=call)
     base = next((path for path in ("/tmp", "/run", "/mnt", "/var") if os.path.isdir(path)), None)
     if base is None:
         raise SandboxError(step, path="/tmp", errno=errno.ENOENT)
     options = "mode=0755" + (f",size={size_bytes}" if size_bytes is not None else "")
-    libc.mount(step, "crate", base, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
-    with _named_when_full(size_bytes), libc.os_step(step, "mkdir", base):
-        for path in (HOST, ROOT, PRIVATE):
-            os.mkdir(base + path, 0o700 if path == PRIVATE else 0o755)
-    libc.pivot_root(step, base, base + HOST)
-    os.chdir("/")
+    libc.mount(step, "crate", base, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options, call=call)
+    full = {} if size_bytes is None else {errno.ENOSPC: _too_small(size_bytes)}
+    for name in (HOST, ROOT, PROC, PRIVATE):
+        mode = 0o700 if name == PRIVATE else 0o755
+        path = base + name
+        call(step, "mkdirat", libc.AT_FDCWD, path.encode(), mode, path=path, details=full)
+    # It shows the PID namespace of who mounts it: the crate's, in which no builder lives.
+    flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
+    libc.mount("mount /proc", "proc", base + PROC, "proc", flags, call=call)
+    libc.pivot_root(step, base, base + HOST, call=call)
+    call(step, "chdir", b"/", path="/")
+
+
+def furnish(
+    design: Design, kinds: frozenset[str], clock: steps.Clock, *, rootless: bool, one_user: bool = False
+) -> None:
+    """Set up what is a crate's own in the namespaces that the calling process is in, its root at last.
+
+    Afterwards the host's tree isn't reachable: the old root is detached, not just covered.
+
+    :param rootless: in a user namespace.
+    :param one_user: that knows one user only, to whom nobody else's file can be given.
+    :raises SandboxError: the kernel refuses a step.
+    """
+    if "net" in kinds:
+        network.loopback_up()
+        network.add_addresses()
+        if not rootless:
+            # A payload's root has no power over the network: ports below 1024 are open to all in it.
+            network.allow_low_ports()
+    clock.done("set up the network")
+    with libc.os_step("set the host name", "sethostname", design.hostname):
+        socket.sethostname(design.hostname)
+    clock.done("set the host name")
     os.umask(0o022)
     shop = Workshop(rootless=rootless, one_user=one_user)
     try:
-        with _named_when_full(size_bytes):
-            for operation in operations:
+        with _named_when_full(design.tmpfs_bytes):
+            for operation in design.operations:
                 try:
                     operation.perform(shop)
                 except OSError as error:  # of what has no step of its own
@@ -134,6 +176,11 @@ def build_root(
     libc.umount(step, ".", libc.MNT_DETACH)
     with libc.os_step(step, "chdir", "/"):
         os.chdir("/")
+    clock.done("mount the root")
+
+
+def _too_small(size_bytes: int) -> str:
+    return f"the private layer is full: tmpfs={format_size(size_bytes)} is too small to build the crate"
 
 
 @contextmanager
@@ -144,14 +191,13 @@ def _named_when_full(size_bytes: int | None) -> Iterator[None]:
     except SandboxError as error:
         if error.errno != errno.ENOSPC or size_bytes is None:
             raise
-        detail = f"the private layer is full: tmpfs={format_size(size_bytes)} is too small to build the crate"
-        raise SandboxError(error.step, path=error.path, errno=error.errno, detail=detail) from error
+        raise SandboxError(error.step, path=error.path, errno=error.errno, detail=_too_small(size_bytes)) from error
 
 
-def verify_ready(channel: socket.socket, init: int) -> object:
-    """Take the word of an init; return what its steps took.
+def hear(channel: socket.socket, init: int) -> wire.Message:
+    """Take the word of who furnishes a root, which is what its steps took, or the error.
 
-    :raises SandboxError: it is not ready; with the reason.
+    :raises SandboxError: it ended without a word.
     """
     try:
         with libc.os_step("hear from the crate's init", "recvmsg"):
@@ -161,14 +207,18 @@ def verify_ready(channel: socket.socket, init: int) -> object:
             raise
         received = None
     if received is None:
-        status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
-        assert status is not None
-        exited = status.si_code == os.CLD_EXITED
-        ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
-        raise SandboxError(BUILD, detail=f"init ended early, {ended}")
-    if "error" in received[0]:
-        raise SandboxError.from_json(received[0]["error"])
-    return received[0]["steps"]
+        raise init_ended(init)
+    return received[0]
+
+
+def init_ended(init: int) -> SandboxError:
+    """Return how an init ended before its root was ready; where it did not, it was whoever furnished that."""
+    status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if status is None:
+        return SandboxError(BUILD, detail="the builder ended early")
+    exited = status.si_code == os.CLD_EXITED
+    ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
+    return SandboxError(BUILD, detail=f"init ended early, {ended}")
 
 
 def has_spoken(channel: socket.socket, seconds: float) -> bool:

@@ -31,11 +31,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
-from pytest_crate.kernel import capabilities, cgroup, id_range, identity, libc, namespaces, overlay, processes
+from pytest_crate.kernel import calls, capabilities, cgroup, id_range, identity, libc, namespaces, overlay, processes
 from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, steps, wire
+from pytest_crate.sandbox.builder import Builder
 from pytest_crate.sandbox.design import Design
-from pytest_crate.sandbox.init import BUILD, become_init, has_spoken, verify_ready
+from pytest_crate.sandbox.init import BUILD, bear_init, become_init, has_spoken, hear, init_ended
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
@@ -80,10 +81,11 @@ class Crate:
 class Building:
     """A crate whose init is at work on its root.
 
-    :ivar channel: on which init says that it is ready.
+    :ivar channel: on which init, or the builder, says that its root is ready.
     :ivar deadline: until when it has to be.
     :ivar undo: removes what has been made so far.
     :ivar clock: notes the steps.
+    :ivar handles: its namespaces, where they are open already.
     """
 
     design: Design
@@ -94,6 +96,7 @@ class Building:
     deadline: float
     undo: contextlib.ExitStack
     clock: steps.Clock
+    handles: namespaces.NamespaceHandles | None
 
 
 class Launcher:
@@ -111,10 +114,13 @@ class Launcher:
         self.rootless = rootless
         self.ranged = rootless and ranged
         self.ids: id_range.IdRange | None = None
+        self.calls = calls.works()
         self.own_pidfd = os.pidfd_open(os.getpid())
         self.last_capability = capabilities.last_capability()
         self.user_namespace = None if rootless else _payload_user_namespace()
         self.design: Design | None = None
+        self.design_data: Mapping[str, object] = {}  # the same, as it came
+        self.builder: Builder | None = None
         self.crates: dict[int, Crate] = {}
         self.building: dict[int, Building] = {}
         self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
@@ -270,6 +276,7 @@ class Launcher:
         if "design" in message:
             self.design = None  # if it can't be read, no later crate is made of an earlier one
             self.design = Design.from_json(message["design"])
+            self.design_data = message["design"]
         design = self.design
         if design is None:
             raise SandboxError("make a crate", detail="its design could not be read")
@@ -289,7 +296,11 @@ class Launcher:
                 kinds.add("net")
             if self.rootless:
                 kinds.add("user")
-            init, channel = self._start_init(design, frozenset(kinds), undo)
+            handles = None
+            if self.rootless or not self.calls:
+                init, channel = self._fork_init(design, frozenset(kinds), undo)
+            else:
+                init, handles, channel = self._bear_init(design, frozenset(kinds), undo)
             clock.done("clone its init")
             self.building[number] = Building(
                 design=design,
@@ -300,10 +311,41 @@ class Launcher:
                 deadline=time.monotonic() + _READY_SECONDS,
                 undo=undo.pop_all(),
                 clock=clock,
+                handles=handles,
             )
         self._poll.register(channel, select.POLLIN)
 
-    def _start_init(
+    def _bear_init(
+        self, design: Design, kinds: frozenset[str], undo: contextlib.ExitStack
+    ) -> tuple[int, namespaces.NamespaceHandles, socket.socket]:
+        """Have an init born by a process of few pages, and its root furnished by the builder.
+
+        :returns: its pid, its namespaces, and where the builder tells that it has done so.
+        """
+        with calls.Birth("make the crate's namespaces", "crate-init") as birth:
+            pid = bear_init(design, birth, kinds, launcher=self.own_pidfd)
+            undo.callback(processes.end, pid)
+            # While it makes the base; what it can't do it tells.
+            if birth.hear() is None:
+                raise init_ended(pid)
+        handles = namespaces.NamespaceHandles.of_process(pid, kinds)
+        undo.callback(handles.close)
+        if self.builder is None or processes.has_ended(self.builder.pid):
+            self._end_builder()
+            self.builder = Builder.start(self.own_pidfd)
+        channel = self.builder.begin(self.design_data, handles)
+        undo.callback(channel.close)
+        return pid, handles, channel
+
+    def _end_builder(self) -> None:
+        """Kill the builder, whatever it is at; it is collected when it has ended."""
+        if self.builder is not None:
+            self.ending.add(self.builder.pid)
+            self.builder.channel.close()
+            self.builder = None
+            self._end_inits()
+
+    def _fork_init(
         self, design: Design, kinds: frozenset[str], undo: contextlib.ExitStack
     ) -> tuple[int, socket.socket]:
         ours, inits = socket.socketpair()
@@ -334,8 +376,8 @@ class Launcher:
                 identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
             except SandboxError:
                 # Of a process that is ending the kernel refuses it, too: that one has said why it is, or its end does.
-                if has_spoken(ours, _LOOK_SECONDS):
-                    verify_ready(ours, pid)
+                if has_spoken(ours, _LOOK_SECONDS) and "error" in (told := hear(ours, pid)):
+                    raise SandboxError.from_json(told["error"]) from None
                 raise
         # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
@@ -347,7 +389,9 @@ class Launcher:
         return self.ranged and design.as_root
 
     def _give_up(self, number: int) -> None:
-        with self._finished(number):
+        with self._finished(number) as building:
+            if building.handles is not None:
+                self._end_builder()  # it hangs, and what else was asked of it is lost
             raise SandboxError(BUILD, detail=_NOT_READY)
 
     @contextlib.contextmanager
@@ -361,15 +405,40 @@ class Launcher:
             undo.pop_all()
         building.channel.close()
 
+    def _hear(self, building: Building) -> object:
+        """Take the word of who furnishes a crate's root; return what its steps took.
+
+        :raises SandboxError: it is not ready; with the reason.
+        """
+        try:
+            told = hear(building.channel, building.init)
+        except SandboxError:
+            if building.handles is not None and not processes.has_ended(building.init):
+                self._end_builder()
+            raise
+        if told.get("last"):
+            self._end_builder()  # it ends itself, and would leave undone what it is asked for now
+        if "error" in told:
+            # An init that has a builder says nothing itself after its base is made: its end is the reason of others.
+            if building.handles is not None and processes.has_ended(building.init):
+                raise init_ended(building.init)
+            raise SandboxError.from_json(told["error"])
+        return told["steps"]
+
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
         with self._finished(number) as building, contextlib.ExitStack() as undo:
-            of_init = verify_ready(building.channel, building.init)
-            building.clock.done("wait for its init")
-            handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
-            undo.callback(handles.close)
-            with libc.os_step("open the crate's root", "open"):
-                root = os.open(f"/proc/{building.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            of_root = self._hear(building)
+            building.clock.done("wait for its root")
+            handles = building.handles
+            if handles is None:
+                handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
+                undo.callback(handles.close)
+            try:
+                with libc.os_step("open the crate's root", "open"):
+                    root = os.open(f"/proc/{building.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except SandboxError as error:
+                raise init_ended(building.init) if processes.has_ended(building.init) else error from None
             design = building.design
             entry = child.Entry(
                 enter_files=building.cgroup.enter_files,
@@ -380,6 +449,7 @@ class Launcher:
                 seccomp=design.seccomp,
                 # A capability that is asked for by name is wanted over the crate itself.
                 user_namespace=None if design.cap_add else self.user_namespace,
+                root=os.geteuid() == 0 or (self.rootless and design.as_root),
                 one_user=self.rootless and not self._has_range(design),
             )
             undo.pop_all()
@@ -399,7 +469,7 @@ class Launcher:
             "init": building.init,
             "cgroup": building.cgroup.to_json(),
             "kinds": list(handles.others),
-            **({"steps": {"launcher": of_launcher, "init": of_init}} if of_launcher else {}),
+            **({"steps": {"launcher": of_launcher, "root": of_root}} if of_launcher else {}),
         }
         try:
             self._reply(answer, [root, handles.pid, *handles.others.values(), *own])
@@ -413,6 +483,40 @@ class Launcher:
         step = f"run {program.argv[0]}"
         if crate.timed_out:
             raise SandboxError(step, detail="the crate was killed at its timeout")
+        who = child.who_is(program.user, crate.root)
+        if self.calls:
+            pid = self._bear(crate, step, program, who, descriptors[:3])
+        else:
+            pid = self._fork(crate, step, program, who, descriptors[:3])
+        self.programs[pid] = descriptors.pop(3)
+        crate.programs.add(pid)
+        self._reply({"pid": pid})
+
+    def _bear(
+        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
+    ) -> int:
+        """Have a program born in a crate by a process of few pages; return its pid."""
+        with calls.Birth(f"{step}: fork into the crate", "crate-program") as birth:
+            try:
+                pid = child.bear_program(program, crate.entry, who, stdio, birth)
+            except SandboxError as error:
+                if error.syscall == "clone3":
+                    # It can't be born in its control group, and enters it as it does where there is no clone3.
+                    crate.entry = dataclasses.replace(crate.entry, cgroup=None)
+                    return self._bear(crate, step, program, who, stdio)
+                raise _no_birth(error, crate, step) from None
+            try:
+                self._wait_entered(pid, birth.reading, step)
+                birth.hear()
+            except SandboxError:
+                processes.end(pid)
+                raise
+        return pid
+
+    def _fork(
+        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
+    ) -> int:
+        """Fork a program in a crate; return its pid."""
         # Closed by a successful exec; before that, it carries the reason of a failed one.
         with libc.os_step(step, "pipe2"):
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -421,7 +525,7 @@ class Launcher:
             try:
                 pid, joined = self._fork_inside(crate, step)
                 if pid == 0:
-                    child.become_program(program, crate.entry, descriptors[:3], writing, joined=joined)
+                    child.become_program(program, crate.entry, who, stdio, writing, joined=joined)
             finally:
                 os.close(writing)
             try:
@@ -434,9 +538,7 @@ class Launcher:
         if failure:
             os.waitpid(pid, 0)
             raise SandboxError.from_json(wire.decode(failure))
-        self.programs[pid] = descriptors.pop(3)
-        crate.programs.add(pid)
-        self._reply({"pid": pid})
+        return pid
 
     @staticmethod
     def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
@@ -445,10 +547,7 @@ class Launcher:
             with libc.os_step(f"{step}: fork into the crate", "fork"):
                 return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
         except SandboxError as error:
-            # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-            if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
-                raise SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
-            raise
+            raise _no_birth(error, crate, step) from None
 
     def _signal(self, message: wire.Message, _: list[int]) -> None:
         # Only the parent can signal a pid without the risk of hitting a later process of that number.
@@ -552,6 +651,7 @@ class Launcher:
                 crate.release()
                 crate.cgroup.remove()
         self.crates.clear()
+        self._end_builder()
         for pid in self.ending:
             processes.wait_for(pid, _PATIENCE_SECONDS)
         self.ending.clear()
@@ -559,6 +659,14 @@ class Launcher:
             self.parent.remove()
         except SandboxError as error:
             sys.stderr.write(f"pytest-crate: {error}\n")
+
+
+def _no_birth(error: SandboxError, crate: Crate, step: str) -> SandboxError:
+    """Return why nothing was born in a crate."""
+    # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+    if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
+        return SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED)
+    return error
 
 
 def _read_whole(descriptor: int) -> bytes:
@@ -631,7 +739,7 @@ def main() -> None:
     """Be the launcher: configuration in ``argv[1]`` as JSON, the socket on :data:`CONTROL_FD`."""
     configuration = json.loads(sys.argv[1])
     os.closerange(CONTROL_FD + 1, 1 << 20)
-    libc.set_name("crate-launcher")
+    libc.name_process("crate-launcher")
     # Ctrl-C is pytest's to handle; the launcher ends when pytest does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
 from pytest_crate.sandbox.copying import copy_tree
-from pytest_crate.sandbox.workshop import HOST, ROOT, Workshop
+from pytest_crate.sandbox.workshop import HOST, PROC, ROOT, Workshop
 
 _SAFE = libc.MS_NOSUID | libc.MS_NODEV
 _SEALED = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NOEXEC
@@ -413,9 +413,8 @@ class Proc(Operation):
     READ_ONLY: ClassVar[tuple[str, ...]] = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
     def perform(self, shop: Workshop) -> None:
-        flags = _SAFE | libc.MS_NOEXEC
         with shop.target(self.target, directory=True) as place:
-            libc.mount("mount /proc", "proc", place, "proc", flags)
+            shop.bind("show /proc", PROC, place)
         empty = shop.new_private(0o555)
         for name in self.MASKED:
             _mask(shop, f"{self.target}/{name}", empty)

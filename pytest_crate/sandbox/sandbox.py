@@ -373,6 +373,7 @@ class Engine:
                 last_capability=self._last_capability(),
                 seccomp=design.seccomp,
                 user_namespace=user_namespace,
+                root=os.geteuid() == 0 or (self._is_rootless() and spec.image is not None),
                 one_user=self._has_one_user(spec),
             ),
         )
@@ -386,10 +387,12 @@ class Engine:
                 raise
         return sandbox
 
+    def _is_rootless(self) -> bool:
+        return self._enforcement is not None and self._enforcement.rootless
+
     def _has_one_user(self, spec: CrateSpec) -> bool:
         """Tell whether a crate's user namespace knows our own ids only."""
-        rootless = self._enforcement is not None and self._enforcement.rootless
-        return rootless and not (self._id_map == "range" and spec.image is not None)
+        return self._is_rootless() and not (self._id_map == "range" and spec.image is not None)
 
     def _last_capability(self) -> int:
         if self._highest is None:

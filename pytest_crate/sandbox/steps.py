@@ -24,8 +24,8 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "wait for the child's end",
         "read its usage and have it removed",
     ),
-    "launcher": ("make its cgroup", "write its limits", "clone its init", "wait for its init", "open its namespaces"),
-    "init": ("wait for the launcher", "set up the network", "mount the root", "set the host name"),
+    "launcher": ("make its cgroup", "write its limits", "clone its init", "wait for its root", "open its namespaces"),
+    "root": ("wait for its turn", "set up the network", "set the host name", "mount the root"),
     "body": (
         "be born",
         "join the cgroup",
@@ -51,6 +51,11 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 """By process, the names of the steps, in their order. Those of one process follow each other without a gap."""
 
 
+def now() -> int:
+    """Return the time in nanoseconds, of the clock that all processes have in common."""
+    return time.monotonic_ns()
+
+
 class Clock:
     """The clock of one process; this one is off, and costs a call."""
 
@@ -65,14 +70,17 @@ class Clock:
 class Running(Clock):
     """A clock that is on."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic_ns()
+    def __init__(self, began: int | None = None) -> None:
+        """
+        :param began: the time that :func:`now` told, maybe in another process.
+        """
+        self._last = now() if began is None else began
         self._spent: dict[str, int] = {}
 
     def done(self, step: str) -> None:
-        now = time.monotonic_ns()
-        self._spent[step] = self._spent.get(step, 0) + now - self._last
-        self._last = now
+        ended = now()
+        self._spent[step] = self._spent.get(step, 0) + ended - self._last
+        self._last = ended
 
     def spent(self) -> dict[str, int]:
         spent, self._spent = self._spent, {}

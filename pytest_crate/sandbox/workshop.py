@@ -17,6 +17,7 @@ from pytest_crate.kernel import libc
 # that the crate writes.
 HOST = "/host"  # the host's tree as init found it
 ROOT = "/root"  # the crate's root in the making
+PROC = "/proc"  # of the crate's PID namespace
 PRIVATE = "/private"  # one directory per overlay layer and private directory
 
 # What a less privileged mount namespace may not clear (mount_namespaces(7), "locked" flags).

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from pytest_crate.kernel import cgroup
+from pytest_crate.kernel import calls, cgroup
 from tests.leftovers import leftover_cgroups
 
 if TYPE_CHECKING:
@@ -250,8 +250,9 @@ class KilledRun:
         assert eventually((directory / "ready").exists)
         children = psutil.Process(self.pytest.pid).children()
         (self.launcher,) = [child.pid for child in children if child.name() == "crate-launcher"]
-        # launcher, init, body, the two that it started, and the init of the crate prepared for the next test
-        assert eventually(lambda: len(psutil.Process(self.pytest.pid).children(recursive=True)) == 6)
+        # launcher, init, body, the two that it started, the init of the crate prepared for the next test, the builder
+        count = 6 + calls.works()
+        assert eventually(lambda: len(psutil.Process(self.pytest.pid).children(recursive=True)) == count)
         self.processes = psutil.Process(self.pytest.pid).children(recursive=True)
         run_name = cgroup.run_name(self.launcher)
         self.cgroups = list(Path("/sys/fs/cgroup").glob(f"**/{run_name}"))

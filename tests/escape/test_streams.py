@@ -58,7 +58,9 @@ def null(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("which", ["test_body", "test_program"])
-@pytest.mark.parametrize("without", ["", "from pytest_crate.sandbox import child; child.use_own_null = lambda: None"])
+@pytest.mark.parametrize(
+    "without", ["", "from pytest_crate.sandbox import child; child.use_own_null = lambda *_, **__: None"]
+)
 def test_the_hosts_null_is_not_the_crates_to_change(run_here: RunHere, null: Path, which: str, without: str) -> None:
     """A stream that is /dev/null is the crate's own, whose mode and owner nobody in it can change; without that
     protection they are changed on the host."""

@@ -33,11 +33,13 @@ class Way:
 
     :ivar what: what runs in it, ``body`` or ``program``.
     :ivar image: on an image; else on the host's root.
+    :ivar by_calls: its processes are born by the program that carries tables out; else forked.
     :ivar of_user: of an ordinary user's, who has no control groups; else of root's, with limits.
     """
 
     what: str
     image: bool = False
+    by_calls: bool = True
     of_user: bool = False
 
     @property
@@ -52,7 +54,9 @@ WAYS = {
     for place in ("on the host's root", "on an image")
     for what in ("body", "program")
 }
+WITHOUT_CALLS = "program on the host's root, forked"
 WAYS_OF_A_USER = {f"{name} of an ordinary user": dataclasses.replace(way, of_user=True) for name, way in WAYS.items()}
+WAYS[WITHOUT_CALLS] = Way(what="program", by_calls=False)
 
 INNER = """
 import json, sys
@@ -91,7 +95,7 @@ from tests import leftovers
 
 HERE = Path(__file__).parent
 PLANS = json.loads((HERE / "plans.json").read_text())
-FAULTS = injector.install_everywhere(HERE / "plan.json", HERE / "calls.jsonl")
+FAULTS = injector.install_everywhere(HERE / "plan.json", HERE / "calls.jsonl", by_calls={by_calls})
 # Each crate is made for its own test, which meets its own fault.
 sandbox.Engine.prepare = lambda *_: None
 RESULTS = open(HERE / "results.jsonl", "w", buffering=1)
@@ -141,7 +145,12 @@ def levels():
     LAUNCHERS.update(child.pid for child in launchers)
     return {
         "launcher": [child.name() for child in launchers],
-        "in crates": [process.name() for child in launchers for process in child.children(recursive=True)],
+        "in crates": [
+            name
+            for child in launchers
+            for process in child.children(recursive=True)
+            if (name := process.name()) != "crate-builder"
+        ],
         "descriptors": len(os.listdir("/proc/self/fd")),
         "launcher's descriptors": [descriptors(child) for child in launchers],
         "mounts": sorted(leftovers.mounts(set())),
@@ -338,7 +347,7 @@ def _run_faulted(ground: Ground, way: Way, plans: Sequence[dict[str, Any]], unde
     outside = {**inside.namespaces(), "place": str(ground.directory)}
     source = INNER.format(keys=way.keys, what=way.what, fixture=fixture, shared=shared, outside=outside)
     (project / "test_inner.py").write_text(source)
-    (project / "conftest.py").write_text(INNER_CONFTEST)
+    (project / "conftest.py").write_text(INNER_CONFTEST.replace("{by_calls}", str(way.by_calls)))
     (project / "pytest.ini").write_text(f"[pytest]\ncrate_image_store = {ground.directory}/store\n")
     for name in ("calls.jsonl", "results.jsonl"):
         (project / name).unlink(missing_ok=True)

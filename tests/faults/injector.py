@@ -1,5 +1,7 @@
 """Failing calls: each of a crate's set-up is counted, and one of them fails with an errno of the test's choice.
 
+What is recorded to be called by another process is counted when it is recorded, and fails there by a filter.
+
 It is imported into an inner run's pytest, and by the launcher that this starts. It counts what goes through
 ``kernel/libc.py`` and ``namespaces.py``, and the calls of ``os``, ``socket`` and ``fcntl`` that may fail, by the
 process that makes them (:data:`STAGES`). What fails is told in a file, which each process reads when its stage
@@ -17,18 +19,19 @@ import inspect
 import json
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_crate.kernel import libc, namespaces
-from pytest_crate.sandbox import child, launcher, sandbox, wire
+from pytest_crate.kernel import calls, capabilities, libc, namespaces, seccomp
+from pytest_crate.sandbox import builder, child, launcher, sandbox, wire
 
 # Not close(2), which has closed its descriptor even where it fails, nor what can't fail.
 OS_CALLS = (
-    "chdir chmod chown dup dup2 execve fchown fork fstat getcwd kill killpg listdir lstat mkdir open pidfd_open pipe "
-    "pipe2 posix_spawn read readlink rmdir scandir set_inheritable setpgid setsid stat statvfs symlink unlink waitid "
-    "waitpid write"
+    "chdir chmod chown chroot dup dup2 execve fchdir fork fstat getcwd kill killpg listdir lstat memfd_create mkdir "
+    "open pidfd_open pipe pipe2 posix_spawn read readlink rmdir scandir set_inheritable setpgid setsid stat statvfs "
+    "symlink unlink waitid waitpid write"
 ).split()
 
 STAGES = {
@@ -49,6 +52,7 @@ STAGES = {
     "remove": (launcher.Launcher, "_remove_now"),
     # forked from it
     "init": (launcher, "become_init"),
+    "build": (builder, "_build"),
     "program": (child, "become_program"),
 }
 """What is counted, each from one: a function, until it returns, and what it calls."""
@@ -75,7 +79,8 @@ class Injector:
         """Count the calls of a stage."""
         outer = self.stage, self.count, self.pid, self.fault
         # Read by the outer stage already: a crate has taken the plan's directory from view.
-        fault = self.fault if self.stage else json.loads(_read(self.plan))
+        # The builder is in no crate when it begins, and was forked in the midst of another stage.
+        fault = self.fault if self.stage and stage != "build" else json.loads(_read(self.plan))
         self.stage, self.count, self.pid, self.fault = stage, 0, os.getpid(), fault
         try:
             yield
@@ -127,6 +132,31 @@ def _failing(injector: Injector, name: str, function: Callable[..., Any]) -> Cal
     return call
 
 
+def _filter(call: int, number: int) -> bytes:
+    """Return a filter by which a system call fails with an errno (linux/filter.h, linux/seccomp.h)."""
+    load_number, jump_if_equal, give = 0x20, 0x15, 0x06
+    instructions = ((load_number, 0, 0, 0), (jump_if_equal, 0, 1, call), (give, 0, 0, 0x50000 | number))
+    return b"".join(struct.pack("<HBBI", *each) for each in (*instructions, (give, 0, 0, 0x7FFF0000)))
+
+
+def _fail_recorded(injector: Injector) -> None:
+    """Have the calls of tables counted, each as it is recorded, and the one that is hit fail."""
+    add = calls.Table.add
+
+    def add_or_fail(table: calls.Table, step: str, name: str, /, *args: libc.Argument, **keys: Any) -> libc.Result:
+        # An init that has said its last word waits for its end, and for nothing else.
+        waits = name == "ppoll" and args[0] is None
+        number = 0 if waits else injector.refuses(name, keys.get("path", ""), retried=True)
+        if number:
+            # It is the last one of its process, which any filter may be put on by then.
+            refused = _filter(libc.NUMBERS[name], number)
+            capabilities.no_new_privs(call=functools.partial(add, table))
+            seccomp.install(refused, call=functools.partial(add, table))
+        return add(table, step, name, *args, **keys)
+
+    calls.Table.add = add_or_fail  # type: ignore[method-assign]
+
+
 class _Python:
     """Stands for ``namespaces._PYTHON``, through which clone(2) is called."""
 
@@ -148,8 +178,13 @@ class _Python:
         return fail
 
 
-def install(plan: Path, log: Path) -> Injector:
-    """Have the calls of this process, and of what it forks, counted."""
+def install(plan: Path, log: Path, *, by_calls: bool) -> Injector:
+    """Have the calls of this process, and of what it forks, counted.
+
+    :param by_calls: the program that carries tables out is there, where the package was built with it.
+    """
+    if not by_calls:
+        calls.works = lambda: False
     # Kept by whoever closes a range, and gone with an exec.
     kept = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     closerange = os.closerange
@@ -184,6 +219,7 @@ def install(plan: Path, log: Path) -> Injector:
         return checked(step, name, path, call)
 
     libc._checked = fail_once  # noqa: SLF001
+    _fail_recorded(injector)
     for stage, (place, name) in STAGES.items():
         setattr(place, name, _counted(injector, stage, inspect.getattr_static(place, name)))
     return injector
@@ -198,15 +234,15 @@ def _counted(injector: Injector, stage: str, function: Callable[..., Any]) -> Ca
     return work
 
 
-def install_everywhere(plan: Path, log: Path) -> Injector:
+def install_everywhere(plan: Path, log: Path, *, by_calls: bool) -> Injector:
     """Have the calls of pytest's process counted, and of the launcher that it will start."""
     launch = sandbox._LAUNCH  # noqa: SLF001
     assert launch.endswith("; main()")  # where the launcher begins
     added = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
     added += "; from tests.faults import injector; from pathlib import Path"
-    added += f"; injector.install(Path({str(plan)!r}), Path({str(log)!r}))"
+    added += f"; injector.install(Path({str(plan)!r}), Path({str(log)!r}), by_calls={by_calls})"
     sandbox._LAUNCH = launch.removesuffix("; main()") + f"; {added}; main()"  # noqa: SLF001
-    injector = install(plan, log)
+    injector = install(plan, log, by_calls=by_calls)
     from pytest_crate.plugin.walk import Walk  # noqa: PLC0415 - not in the launcher, which knows no pytest
 
     # Without the wait for the child's report, in which pytest is at work.
