@@ -30,6 +30,7 @@ pytest_plugins = ["pytester", "tests.inner", "tests.leftovers"]
 collect_ignore = ["parity"]
 
 NOBODY = 65534
+FREEZER = "/sys/fs/cgroup/freezer"
 GUEST_PROGRAMS = ("mmdebstrap", "mkfs.ext4", "ssh", "ssh-keygen", "qemu-system-x86_64")
 
 # -- what the host has -------------------------------------------------------------------------------
@@ -87,6 +88,7 @@ class HostTable:
             ),
             "cgroup v1": ("memory, cpu and pids aren't all in writable cgroups v1", lambda: self._version() == 1),
             "cgroup v2": ("there is no writable cgroup v2", self._writable_v2),
+            "freezer": ("there is no writable freezer of cgroup v1", lambda: os.access(FREEZER, os.W_OK)),
             **{
                 f"{key} limit": (f"cgroups can't limit {key} here", lambda key=key: key in self._limits())  # type: ignore[misc]
                 for key in ("memory", "swap", "cpus", "cpuset", "pids")

@@ -17,7 +17,6 @@ from pytest_crate.kernel.cgroupfs import (
     Owner,
     Refusal,
     explain_refusal,
-    remove_stale,
     wanted_limits,
 )
 from pytest_crate.kernel.hierarchies import CONTROLLERS_V1, CgroupMount, Hierarchies, is_cgroup
@@ -37,7 +36,6 @@ __all__ = [
     "explain_refusal",
     "find_parent",
     "from_json",
-    "remove_stale",
     "run_name",
 ]
 

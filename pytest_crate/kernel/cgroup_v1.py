@@ -288,6 +288,7 @@ class ParentV1:
         """
         self.how = how
         self._directories = MappingProxyType(dict(directories))
+        self._proc_root = proc_root
         limits: dict[str, str] = {"memory": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids": "pids"}
         enforced = {key for key, controller in limits.items() if controller in directories}
         self._refusals = {
@@ -340,10 +341,15 @@ class ParentV1:
     def remove(self) -> None:
         """Remove the run's directories and empty ones below them; again is fine.
 
+        And what killed runs have left beside them: at this one's start their processes may have been in the midst
+        of ending.
+
         :raises SandboxError: a process is in one, after :data:`~pytest_crate.kernel.cgroupfs.PATIENCE_SEC`.
         """
-        for directory in dict.fromkeys(self._directories.values()):
+        directories = tuple(dict.fromkeys(self._directories.values()))
+        for directory in directories:
             remove_directory(directory)
+        remove_stale(map(os.path.dirname, directories), proc_root=self._proc_root)
 
 
 def make_parent(

@@ -233,6 +233,7 @@ class ParentV2:
         self.how = how
         self._shared = shared
         self._directory = directory
+        self._proc_root = proc_root
         enforced = {key for key, controller in _LIMIT_CONTROLLERS.items() if controller in controllers}
         self._refusals = {
             key: refusals.get(controller, Refusal(reason=f"the {controller} controller is not available"))
@@ -269,15 +270,22 @@ class ParentV2:
     def remove(self) -> None:
         """Remove the run's directory and empty ones below it; again is fine.
 
+        And what killed runs have left beside it: at this one's start their processes may have been in the midst of
+        ending.
+
         :raises SandboxError: a process is in one, after :data:`~pytest_crate.kernel.cgroupfs.PATIENCE_SEC`.
         """
         if not self._shared:
-            remove_directory(self._directory)
+            self._remove()
             return
         above = os.path.dirname(self._directory)
         with delegation.held(above):
-            remove_directory(self._directory)
+            self._remove()
             delegation.put_back(above)
+
+    def _remove(self) -> None:
+        remove_directory(self._directory)
+        remove_stale([os.path.dirname(self._directory)], proc_root=self._proc_root)
 
 
 def make_parent(

@@ -370,9 +370,11 @@ class Walk:
             raise CrateFailed(self._body.limit_message(self._body.exceeded))
         if not self._body.leaves or exit_ not in (Exit(code=0), Exit()):  # unknown: a suite waited for it in our place
             self._collapsed.add("teardown")
-            raise CrateFailed(
-                f"the test's process ended with {exit_} after its last report, instead of leaving by itself"
-            )
+            try:
+                self._body.sandbox.verify_alive()
+            except SandboxError as error:
+                raise CrateFailed(f"crate: {error}") from None
+            raise CrateFailed(f"the test's process did not leave by itself after its last report: {exit_}")
 
     def steps(self) -> dict[str, Mapping[str, int]]:
         """In the mirror, with ``--crate-debug``: what each step took, by process, in microseconds."""

@@ -29,6 +29,8 @@ from pytest_crate.usage import Usage
 # -I -S: no site, no environment, no user directory; the launcher needs the standard library and us.
 _LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_crate.sandbox.launcher import main; main()"
 
+# Whoever kills the launcher may kill those that are to clear up behind it, too: to no end, if it is the OOM killer.
+_MOST_CLEARING = 5
 
 # Their handlers may raise. In the midst of a request that would cost the launcher, for its answer would still come.
 _HELD_SECONDS = 2.0
@@ -81,6 +83,7 @@ class Engine:
         self._channel: socket.socket | None = None
         self._pid = 0
         self._enforcement: Enforcement | None = None
+        # A launcher was killed, and no other has begun since.
         self._lost = False
         self._count = 0
         self._highest: int | None = None
@@ -171,7 +174,6 @@ class Engine:
     def _forget(self) -> None:
         """Give the launcher up; the next use starts another."""
         if self._channel is not None:
-            self._lost = self._enforcement is not None
             # Not just closed: whatever was forked from this process has the socket, too.
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
@@ -179,8 +181,12 @@ class Engine:
             self._channel = None
             self._design = self._prepared = None
             self._close_answers()
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+            try:
+                _, status = os.waitpid(self._pid, 0)
+            except ChildProcessError:
+                status = None  # somebody else has waited for it, and how it ended is not known
+            if status != 0:
+                self._lost = True
 
     def ask(self, message: Mapping[str, object], descriptors: Iterable[int] = (), *, launcher: int) -> wire.Message:
         """Send a request on a crate to its launcher and return the answer.
@@ -402,14 +408,22 @@ class Engine:
     def close(self) -> None:
         """End the launcher, and with it every crate; idempotent."""
         with self._lock:
-            if self._channel is not None and self._has_ended(self._channel):
-                self._forget()
-            if self._lost:
-                # One that was killed has left its control groups, for the next one to remove: who knows when that is.
-                with contextlib.suppress(SandboxError, HostError):
-                    self._start()
             self._forget()
+            self._clear_away()
             self._lost = False
+
+    def _clear_away(self) -> None:
+        """Have what killed launchers have left removed by another one: who knows when there is a next run."""
+        for _ in range(_MOST_CLEARING):
+            if not self._lost:
+                return
+            try:
+                self._start()
+            except LauncherEnded:
+                continue
+            except (SandboxError, HostError):
+                return
+            self._forget()
 
     def disown(self) -> None:
         """In a forked child: close what is the parent's, the socket without ending the launcher."""

@@ -29,6 +29,7 @@ from pytest_crate.kernel.hierarchies import (
     parse_mountinfo,
 )
 from pytest_crate.spec import CrateSpec
+from tests.conftest import FREEZER
 
 MIB = 1 << 20
 
@@ -329,6 +330,38 @@ def test_next_run_clears_away(parent: CgroupParent) -> None:
         left.create("leaf")
         assert run_directories(name) != []
     find_parent(run_name=run_name())
+    assert run_directories(name) == []
+
+
+@pytest.fixture
+def frozen() -> Iterator[Path]:
+    """A control group whose processes don't run, and so can't end, until it is thawed (freezer-subsystem.rst)."""
+    directory = Path(FREEZER, f"pytest-crate-test-{os.getpid()}")
+    directory.mkdir()
+    (directory / "freezer.state").write_text("FROZEN")
+    yield directory
+    (directory / "freezer.state").write_text("THAWED")
+    directory.rmdir()
+
+
+@pytest.mark.needs("freezer")
+def test_what_was_dying_at_the_start_is_cleared_away_at_the_end(parent: CgroupParent, frozen: Path) -> None:
+    """A killed run's process that takes its time to end keeps no run from starting; that run, when it ends, removes the
+    control groups that it could not remove then."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as owner:
+        name = str(Owner.of_process(owner.pid))
+        left = find_parent(run_name=name)
+        process = start(left.create("leaf"), "print('in', flush=True); time.sleep(30)")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        (frozen / "tasks").write_text(str(process.pid))
+    own = find_parent(run_name=run_name())
+    assert run_directories(name) != []
+    assert process.poll() is None
+    (frozen / "freezer.state").write_text("THAWED")
+    process.communicate()
+    assert process.returncode == -9
+    own.remove()
     assert run_directories(name) == []
 
 

@@ -464,8 +464,50 @@ def test_an_end_between_the_last_report_and_the_last_word(pytester: pytest.Pytes
     )
     run = run_inner("--crate-all")
     assert run.of("test_leaves", "call")["outcome"] == "passed"
-    assert "ended with exit status 0 after its last report" in run.of("test_leaves", "teardown")["longrepr"]
+    assert (
+        "did not leave by itself after its last report: exit status 0" in run.of("test_leaves", "teardown")["longrepr"]
+    )
     assert run.of("test_after")["outcome"] == "passed"
+
+
+def test_the_launchers_end_between_the_last_report_and_the_last_word(
+    pytester: pytest.Pytester, run_inner: RunInner
+) -> None:
+    """A process that goes with the launcher after its last report fails its test, which says what it went with."""
+    pytester.makepyfile(
+        killer="""
+        import os, time
+        from pathlib import Path
+        import psutil
+        while not Path("last").exists(): time.sleep(0.01)
+        (launcher,) = (each for each in psutil.Process(os.getppid()).children() if each.name() == "crate-launcher")
+        launcher.kill()
+        """
+    )
+    pytester.makepyfile(
+        f"""
+        import subprocess, sys, time
+        from pathlib import Path
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def killer():
+            with subprocess.Popen([sys.executable, "killer.py"]): yield
+
+        class Waits:
+            def __init__(self, stream): self.stream = stream
+            def __getattr__(self, name): return getattr(self.stream, name)
+            def flush(self):
+                Path("last").touch()
+                time.sleep(60)
+
+        @pytest.mark.crate(mounts=["{pytester.path}:rw"])
+        def test_waits(killer): sys.__stdout__ = Waits(sys.__stdout__)
+        """
+    )
+    run = run_inner()
+    assert run.of("test_waits", "call")["outcome"] == "passed"
+    assert run.of("test_waits", "teardown")["longrepr"] == "crate: ask the launcher: it ended, and every crate with it"
 
 
 def test_a_launcher_that_never_begins(pytester: pytest.Pytester, run_inner: RunInner) -> None:

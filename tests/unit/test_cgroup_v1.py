@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import cgroup_v1
 from pytest_crate.kernel.cgroup_v1 import CgroupV1, ParentV1
-from pytest_crate.kernel.cgroupfs import Events, Refusal
+from pytest_crate.kernel.cgroupfs import Events, Owner, Refusal
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -273,6 +274,24 @@ def test_hierarchy_that_refuses_is_left_out(tmp_path: Path) -> None:
     )
     none = cgroup_v1.make_parent({"memory": f"{tmp_path}/gone"}, run_name="run", how="own cgroup")
     assert none == Refusal(reason=f"mkdir {tmp_path}/gone/run: No such file or directory")
+
+
+def test_stale_run_that_resisted_at_the_start_goes_at_the_end(tmp_path: Path) -> None:
+    """What a killed run has left and can't be removed when this one starts is removed, if it can be, when it ends."""
+    here = Owner.of_process(os.getpid())
+    assert here is not None
+    stale = Owner(pid=here.pid, start_ticks=1, pid_namespace=here.pid_namespace)
+    hierarchies = {controller: str(tmp_path / controller) for controller in ("memory", "pids")}
+    for directory in hierarchies.values():
+        Path(directory, str(stale)).mkdir(parents=True)
+        Path(directory, str(stale), "file").touch()
+    made = cgroup_v1.make_parent(hierarchies, run_name="run", how="own cgroup")
+    assert isinstance(made, ParentV1)
+    for directory in hierarchies.values():
+        assert {path.name for path in Path(directory).iterdir()} == {str(stale), "run"}
+        Path(directory, str(stale), "file").unlink()
+    made.remove()
+    assert [list(Path(directory).iterdir()) for directory in hierarchies.values()] == [[], []]
 
 
 def test_blkio_without_a_device_is_unknown(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import cgroup_v2
+from pytest_crate.kernel import cgroup_v2, delegation
 from pytest_crate.kernel.cgroup_v2 import CgroupV2, ParentV2
-from pytest_crate.kernel.cgroupfs import Events, Refusal
+from pytest_crate.kernel.cgroupfs import Events, Owner, Refusal
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage
 
@@ -206,3 +207,22 @@ def test_refused_run_directory_is_no_parent(tmp_path: Path) -> None:
     """Where the run's directory can't be made there is only the reason."""
     made = cgroup_v2.make_parent(f"{tmp_path}/gone", run_name="run", how="own cgroup")
     assert made == Refusal(reason=f"open {tmp_path}/gone: No such file or directory")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_stale_run_that_resisted_at_the_start_goes_at_the_end(tmp_path: Path, shared: bool) -> None:
+    """What a killed run has left and can't be removed when this one starts is removed, if it can be, when it ends; then
+    the processes that were in the control group are put back, if it was divided for a run."""
+    here = Owner.of_process(os.getpid())
+    assert here is not None
+    stale = tmp_path / str(Owner(pid=here.pid, start_ticks=1, pid_namespace=here.pid_namespace))
+    stale.mkdir()
+    (stale / "file").touch()
+    if shared:
+        (tmp_path / delegation.LEAF).mkdir()
+    made = cgroup_v2.make_parent(str(tmp_path), run_name="run", how="own cgroup")
+    assert isinstance(made, ParentV2)
+    assert stale.exists()
+    (stale / "file").unlink()
+    made.remove()
+    assert list(tmp_path.iterdir()) == []
