@@ -122,10 +122,11 @@ def use_own_null() -> None:
 def read_text_inside(path: str) -> str:
     """Return the text of a file of the crate's, empty if there is none.
 
-    An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end.
+    An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end. A
+    terminal does not become that of the session that a payload leads.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return ""

@@ -251,7 +251,10 @@ class CrateSandbox:
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
         try:
-            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags | os.O_NONBLOCK, mode)
+            # A program may have put a pipe there, or the terminal that it holds the other end of. As its controlling
+            # terminal that one would end pytest, where it leads a session without any (tty_ioctl(4), "hangup").
+            flags |= os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags, mode)
         except SandboxError as error:
             raise error.with_traceback(None) from None
         mode = os.fstat(descriptor).st_mode
