@@ -226,7 +226,7 @@ def test_kernel_file_systems(run_crated: RunCrated) -> None:
             assert refusal(path) in (errno.EROFS, errno.EACCES)
 
         def test_proc_hides_what_shows_the_host():
-            for name in "kcore", "keys", "timer_list", "sched_debug", "interrupts":
+            for name in "kcore", "keys", "kmsg", "timer_list", "sched_debug", "interrupts":
                 path = Path("/proc", name)
                 if path.exists():
                     assert path.read_bytes() == b""
