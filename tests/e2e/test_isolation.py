@@ -366,6 +366,41 @@ CONFINEMENT = """
 """
 
 
+@pytest.mark.needs("user namespaces")
+def test_everything_is_their_own(run_crated: RunCrated) -> None:
+    """Bodies and programs share no namespace with pytest, as root not the user namespace either, and lead a session."""
+    run = run_crated("""
+        import json, os, subprocess, sys
+        import pytest
+
+        pytestmark = pytest.mark.crate
+        SHOW = (
+            "import json, os; kinds = 'cgroup ipc mnt net pid user uts'.split();"
+            "names = {kind: os.readlink('/proc/self/ns/' + kind) for kind in kinds};"
+            "print(json.dumps([names, os.getsid(0) == os.getpid()]))"
+        )
+        OUTSIDE, _ = json.loads(subprocess.run([sys.executable, "-c", SHOW], capture_output=True).stdout)
+
+        def shared(names):
+            return [kind for kind, name in names.items() if name == OUTSIDE[kind]]
+
+        def test_body(capsys):
+            exec(SHOW)
+            names, leads = json.loads(capsys.readouterr().out)
+            assert (len(names), shared(names), leads) == (7, [], True)
+
+        def test_program(crate_sandbox):
+            names, leads = json.loads(crate_sandbox.run([sys.executable, "-c", SHOW], check=True).stdout)
+            assert (len(names), shared(names), leads) == (7, [], True)
+
+        @pytest.mark.crate(network="host", cap_add=["net_admin"])
+        def test_loosened(crate_sandbox):
+            names, leads = json.loads(crate_sandbox.run([sys.executable, "-c", SHOW], check=True).stdout)
+            assert (shared(names), leads) == (["net", *([] if os.geteuid() else ["user"])], True)
+    """)
+    assert run.all_passed(), run.text
+
+
 def test_confinement(run_crated: RunCrated) -> None:
     """Bodies, their children and programs have no_new_privs, the system call filter, and as root the default
     capabilities; another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the
