@@ -292,7 +292,7 @@ def test_kernel_file_systems(run_crated: RunCrated) -> None:
 
 
 CONFINEMENT = """
-    import os, re, subprocess, sys
+    import os, re, stat, subprocess, sys
     import pytest
     from pytest_crate.kernel.capabilities import DEFAULT_CAPABILITIES, capability_mask, capability_numbers
 
@@ -341,6 +341,15 @@ CONFINEMENT = """
         assert found["CapBnd"] == DEFAULT | added
         assert found["CapEff"] == (HELD and DEFAULT | added)
         assert (found["NoNewPrivs"], found["Seccomp"]) == (1, 0)
+
+    @pytest.mark.crate(mounts=[f"{os.getcwd()}:/mnt:rw"])
+    def test_no_mount_gives_rights():
+        options = {line.split()[4]: line.split()[5].split(",") for line in open("/proc/self/mountinfo")}
+        assert "/mnt" in options
+        assert [place for place, found in options.items() if "nosuid" not in found] == []
+        with_devices = [place for place, found in options.items() if "nodev" not in found]
+        # A node at a time, of those that are harmless, the null that masks others among them.
+        assert [place for place in with_devices if not stat.S_ISCHR(os.stat(place).st_mode)] == ["/dev/pts"]
 
     def test_descriptors_of_a_program(crate_sandbox):
         done = crate_sandbox.run([sys.executable, "-c", SHOW_FILES], check=True)
@@ -403,6 +412,6 @@ def test_everything_is_their_own(run_crated: RunCrated) -> None:
 
 def test_confinement(run_crated: RunCrated) -> None:
     """Bodies, their children and programs have no_new_privs, the system call filter, and as root the default
-    capabilities; another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the
-    engine's."""
+    capabilities; another user has no capability; no mount has set-user-id programs, or devices that aren't harmless; a
+    program gets descriptors 0, 1, 2 alone and a body none of the engine's."""
     assert run_crated(CONFINEMENT).all_passed()
