@@ -350,6 +350,8 @@ CONFINEMENT = """
         with_devices = [place for place, found in options.items() if "nodev" not in found]
         # A node at a time, of those that are harmless, the null that masks others among them.
         assert [place for place in with_devices if not stat.S_ISCHR(os.stat(place).st_mode)] == ["/dev/pts"]
+        # They are the host's own: what a crate's root changed, their mode or owner, would be changed there.
+        assert [place for place in with_devices if "ro" not in options[place]] == ["/dev/pts"]
 
     def test_descriptors_of_a_program(crate_sandbox):
         done = crate_sandbox.run([sys.executable, "-c", SHOW_FILES], check=True)
