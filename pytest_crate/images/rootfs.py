@@ -13,6 +13,7 @@ from pytest_crate.errors import ImageError, SandboxError
 from pytest_crate.images.tarstream import ArchiveError, TarEntry, TarStream, shown
 from pytest_crate.images.tree import remove_tree
 from pytest_crate.kernel import libc
+from pytest_crate.spec import format_size
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +22,13 @@ class ExtractLimits:
 
     :ivar size_bytes: most that each of its layers may decompress to, headers included.
     :ivar entries: most files, directories and links.
+    :ivar kept_bytes: most that the names and attributes of its directories and device nodes may take, which are kept in
+        memory until it is complete.
     """
 
     size_bytes: int = 16 << 30
     entries: int = 1_000_000
+    kept_bytes: int = 64 << 20
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class RootfsBuilder:
         # By device and inode, as one directory may have many names, and one name may come to mean another directory.
         self._directories: dict[tuple[int, int], tuple[bytes, TarEntry]] = {}
         self._devices: set[bytes] = set()
+        self._kept_bytes = 0
         self._parent = -1
         self._parent_path: bytes | None = None
 
@@ -130,6 +135,7 @@ class RootfsBuilder:
         if entry.kind == "device":
             # Not as root either: a device node is power over the host, and 0:0 is overlayfs's whiteout.
             self.contents.devices_skipped += 1
+            self._keep(entry)
             self._devices.add(b"/".join(path))
             return
         name = path.pop()
@@ -158,6 +164,16 @@ class RootfsBuilder:
         self.contents.entries += 1
         if self.contents.entries > self._limits.entries:
             raise ArchiveError(f"it has more entries than the limit of {self._limits.entries}")
+
+    def _keep(self, entry: TarEntry) -> None:
+        """Count what is kept of an entry: each of its texts may be as long as a whole extended header."""
+        attributes = sum(len(key) + len(value) for key, value in entry.xattrs.items())
+        self._kept_bytes += len(entry.name) + len(entry.target) + attributes
+        if self._kept_bytes > self._limits.kept_bytes:
+            most = format_size(self._limits.kept_bytes)
+            raise ArchiveError(
+                f"names and attributes of its directories and devices take more than the limit of {most}"
+            )
 
     def _open_parent(self, path: bytes, entry: TarEntry) -> int:
         """Return a descriptor of an entry's parent directory, which stays this object's.
@@ -256,6 +272,7 @@ class RootfsBuilder:
 
     def _remember_directory(self, descriptor: int, path: bytes, entry: TarEntry) -> None:
         """Keep a directory's owner, mode and times for :meth:`finish`; until then it must be its owner's to write."""
+        self._keep(entry)
         status = os.fstat(descriptor)
         self._directories[status.st_dev, status.st_ino] = (path, entry)
 

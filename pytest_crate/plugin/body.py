@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 import pytest
 
-from pytest_crate.kernel import libc, monotonic
+from pytest_crate.kernel import libc, monotonic, status_flags
 from pytest_crate.plugin import keyboard, measured, private, threads, transfer
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -112,6 +112,7 @@ class Body:
                 os.set_blocking(ours, False)
             undo.pop_all()
         self._output = output
+        self._flags = status_flags.StatusFlags(private.terminal_descriptors(item.config))
         self._interplay = interplay
         self._threads = tuple(others)
         self._pid = 0
@@ -185,6 +186,7 @@ class Body:
         """Return what a test has used that has ended while the crate goes on."""
         self._deadline = None
         self._mirror_ends()
+        self._flags.restore()
         result = self._result(self.sandbox.account(), Exit())
         self._take_interrupts_back()
         return result
@@ -314,6 +316,7 @@ class Body:
                 self.stacks_fd = -1
             data = _read_now(self.channel, 1 << 20) if self.channel in ready else None
             if data:
+                self._flags.restore()  # pytest may tell of what it hears
                 messages = []
                 try:
                     for frame in self._frames.cut(data):
@@ -548,6 +551,7 @@ class Body:
             self.result = self._result(usage, self._exit)
         finally:
             self._take_terminal_back()
+            self._flags.restore()
             if self._output is not None:
                 self._output.take_back(reported=self.reported)
             for descriptor in (self.channel, self.step, self.awaited, self.stacks_fd, self._pidfd):

@@ -44,9 +44,13 @@ class ChildOutput:
     def in_child(self) -> None:
         """Let what is captured from now on go to the files, and what was captured so far be in them."""
         for target, captured, file in self._files:
+            # Opened anew: flags that a test sets there (fcntl(2), F_SETFL) would be every later test's.
+            own = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR | os.O_CLOEXEC)
+            os.lseek(own, 0, os.SEEK_END)
             if os.path.sameopenfile(target, captured):
-                os.dup2(file.fileno(), target)
-            os.dup2(file.fileno(), captured, inheritable=False)
+                os.dup2(own, target)
+            os.dup2(own, captured, inheritable=False)
+            os.close(own)
             file.close()
 
     def in_mirror(self) -> None:

@@ -55,6 +55,7 @@ __all__ = [
     "take_captured",
     "take_junit_records",
     "tear_down_all",
+    "terminal_descriptors",
     "wider_values",
     "write_captured",
     "write_terminal_to",
@@ -269,6 +270,14 @@ def captured_files(config: pytest.Config) -> list[tuple[int, int]]:
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     streams = (manager._global_capturing.out, manager._global_capturing.err)
     return [(stream.targetfd, stream.tmpfile.fileno()) for stream in streams]
+
+
+def terminal_descriptors(config: pytest.Config) -> list[int]:
+    """Return the descriptors by which pytest reads from the terminal and writes to it, whatever it captures."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    capturing = None if manager is None else manager._global_capturing
+    streams = () if capturing is None else (capturing.in_, capturing.out, capturing.err)
+    return [0, 1, 2, *(stream.targetfd_save for stream in streams if hasattr(stream, "targetfd_save"))]
 
 
 def take_captured(config: pytest.Config) -> tuple[str, str]:

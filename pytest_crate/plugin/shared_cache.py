@@ -16,18 +16,27 @@ _VALUES = "v"  # the directory of the values, in the cache's
 _MOST_LEVELS = 64
 # A file system's clock may stand still for as long (inode(7): timestamps are of the last tick).
 _CLOCK_NSEC = 100_000_000
+# Of a value. pytest takes it whole into its memory, and as objects several times over; the ids of half a million tests
+# have room.
+_MOST_BYTES = 64 << 20
 
 
 class SharedCache:
-    """The values in a cache: pytest opens them by their names, follows a link that is there, and waits for a pipe."""
+    """The values in a cache: pytest opens them by their names, follows a link, waits for a pipe, reads it all."""
 
     def __init__(self, directory: str) -> None:
         self._values = os.path.join(directory, _VALUES)
         self._known: dict[str, int] = {}
+        self._files: list[str] = []
 
     def clean(self) -> None:
-        """Remove from the values what is neither a file nor a directory, where anything has changed since."""
-        if not self._known or any(_changed(path) != when for path, when in self._known.items()):
+        """Remove from the values what is no file or directory, or too large, where anything has changed since."""
+        if (
+            not self._known
+            or any(_changed(path) != when for path, when in self._known.items())
+            or any(_size(path) > _MOST_BYTES for path in self._files)
+        ):
+            self._files = []
             self._known = dict(self._cleaned())
 
     def _cleaned(self) -> Iterator[tuple[str, int]]:
@@ -39,8 +48,12 @@ class SharedCache:
             for path, directories, files, place in os.fwalk(self._values):
                 for name in (*directories, *files):
                     with contextlib.suppress(FileNotFoundError):
-                        mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
-                        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                        status = os.stat(name, dir_fd=place, follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            continue
+                        if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES:
+                            self._files.append(os.path.join(path, name))
+                        else:
                             os.unlink(name, dir_fd=place)
                 if path.count(os.sep) - self._values.count(os.sep) >= _MOST_LEVELS:
                     directories.clear()
@@ -53,6 +66,13 @@ def _changed(path: str) -> int:
     try:
         return os.lstat(path).st_ctime_ns
     except OSError:  # it is gone, or its name is too long for anybody to open it
+        return 0
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
         return 0
 
 

@@ -138,7 +138,8 @@ def use_own_null(numbers: Iterable[int], *, call: libc.Caller = libc.syscall) ->
 def _read_text(descriptor: int) -> str:
     """Return the text of a file of the crate's, and close it.
 
-    An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end.
+    An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end. A
+    terminal does not become that of the session that a payload leads.
     """
     with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
         return stream.read(_MAX_TEXT_CHARACTERS) if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""

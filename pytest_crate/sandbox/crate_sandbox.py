@@ -241,7 +241,11 @@ class CrateSandbox:
 
         The host resolves an absolute symlink below it against its own root: use the ``read_*`` and ``write_*`` methods
         where programs in the crate may have made one.
+
+        :raises SandboxError: the crate is closed.
         """
+        if self._sandbox.root < 0:
+            raise SandboxError("look into the crate", detail="the crate is closed")  # another process may have the pid
         return Path(f"/proc/{self._sandbox.init}/root")
 
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
@@ -251,7 +255,10 @@ class CrateSandbox:
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
         try:
-            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags | os.O_NONBLOCK, mode)
+            # A program may have put a pipe there, or the terminal that it holds the other end of. As its controlling
+            # terminal that one would end pytest, where it leads a session without any (tty_ioctl(4), "hangup").
+            flags |= os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags, mode)
         except SandboxError as error:
             raise error.with_traceback(None) from None
         mode = os.fstat(descriptor).st_mode
@@ -271,14 +278,16 @@ class CrateSandbox:
         :raises SandboxError: it can't be read, or has more.
         """
         most_bytes = parse_most(max_size, "max_size")
-        with open(self._open(path, os.O_RDONLY), "rb") as file:
+        step = "read a file of the crate's"
+        # A link may lead to one of procfs that refuses.
+        with open(self._open(path, os.O_RDONLY), "rb") as file, libc.os_step(step, "read", os.fspath(path)):
             if most_bytes is None:
                 return file.read()
             # It may grow while it is read.
             if os.fstat(file.fileno()).st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
                 return data
         detail = f"it has more than max_size={format_size(most_bytes)}"
-        raise SandboxError("read a file of the crate's", path=os.fspath(path), detail=detail)
+        raise SandboxError(step, path=os.fspath(path), detail=detail)
 
     def read_text(
         self, path: str | os.PathLike[str], encoding: str = "utf-8", *, max_size: str | int | None = MAX_OUTPUT
@@ -307,10 +316,10 @@ class CrateSandbox:
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that run in the crate now, by their host pids, without its pid 1 (as ``docker top``)."""
-        try:
-            namespace = os.readlink(f"/proc/{self._sandbox.init}/ns/pid")
-        except OSError:  # ended, and every process with it
+        if self._sandbox.root < 0:  # closed, and every process has ended
             return []
+        # Not by init's pid: when that has ended, another process may have it, and the host's would be found.
+        namespace = f"pid:[{os.fstat(self._sandbox.entry.namespaces.pid).st_ino}]"
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's

@@ -397,13 +397,15 @@ class Proc(Operation):
     kind: ClassVar[str] = "proc"
     target: str = "/proc"
 
-    # What Docker and runc mask and protect (moby, oci/defaults.go): it shows or changes the whole host.
+    # What Docker and runc mask and protect (moby, oci/defaults.go): it shows or changes the whole host. And
+    # the kernel's messages, which who reads takes away: a test on the host would, by a link in the place of a file.
     MASKED: ClassVar[tuple[str, ...]] = (
         "acpi",
         "asound",
         "interrupts",
         "kcore",
         "keys",
+        "kmsg",
         "latency_stats",
         "sched_debug",
         "scsi",

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import monotonic
+from pytest_crate.kernel import monotonic, status_flags
 from pytest_crate.result import Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.sandbox import Sandbox
@@ -137,15 +137,21 @@ class CratePopen:
         self._sandbox = sandbox
         self._frames = wire.FrameReader()
         self._text = text
+        # pytest's own streams, kept open to set their flags back when the crate has ended, and all that has them.
+        self._lent: list[int] = []
         theirs: list[int] = []
         try:
             for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
                 theirs.append(self._connect(name, number, given, theirs))
+                if given is None:
+                    self._lent.append(os.dup(theirs[-1]))
+            self._flags = status_flags.StatusFlags(self._lent)
             if program.terminal and not os.isatty(theirs[0]):
                 raise ValueError("terminal=True wants a terminal as stdin, and what it got is none")
             self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
         except BaseException:
             self._close_streams()
+            self._close_lent()
             raise
         finally:
             for descriptor in theirs:
@@ -170,6 +176,7 @@ class CratePopen:
         return other
 
     def _end(self, exit_: Exit) -> None:
+        self._flags.restore()  # pytest may write there before the crate's end
         self.exit = exit_
         self.returncode = exit_.returncode if exit_.returncode is not None else -signal.SIGKILL
         os.close(self._status)
@@ -331,9 +338,15 @@ class CratePopen:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
+    def _close_lent(self) -> None:
+        while self._lent:
+            os.close(self._lent.pop())
+
     def close(self) -> None:
         """Close the streams; the program, if it still runs, ends with its crate."""
         self._close_streams()
+        self._flags.restore()
+        self._close_lent()
         if self.returncode is None:
             self._end(Exit())
 

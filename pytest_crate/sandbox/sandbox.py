@@ -228,6 +228,8 @@ class Engine:
     def _send(self, channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
         try:
             wire.send(channel, message, descriptors)
+        except wire.WireError as error:
+            raise SandboxError("ask the launcher", detail=str(error)) from None
         except (BrokenPipeError, ConnectionResetError) as error:
             self._forget()
             raise LauncherEnded("ask the launcher", detail=ENDED) from error

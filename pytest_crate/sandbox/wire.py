@@ -133,8 +133,13 @@ def write_frame(descriptor: int, message: Mapping[str, object]) -> None:
 
 
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
-    """Send a message, and descriptors beside it, over a stream socket (unix(7), SCM_RIGHTS)."""
+    """Send a message, and descriptors beside it, over a stream socket (unix(7), SCM_RIGHTS).
+
+    :raises WireError: it is longer than what is accepted; nothing has been sent.
+    """
     frame = encode(message)
+    if len(frame) - _LENGTH.size > MAX_FRAME_BYTES:
+        raise WireError(f"a message of {len(frame)} bytes is too long")
     fds = list(descriptors)
     if fds:
         # The descriptors ride on the length; the rest follows as plain data.

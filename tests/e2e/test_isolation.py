@@ -226,7 +226,7 @@ def test_kernel_file_systems(run_crated: RunCrated) -> None:
             assert refusal(path) in (errno.EROFS, errno.EACCES)
 
         def test_proc_hides_what_shows_the_host():
-            for name in "kcore", "keys", "timer_list", "sched_debug", "interrupts":
+            for name in "kcore", "keys", "kmsg", "timer_list", "sched_debug", "interrupts":
                 path = Path("/proc", name)
                 if path.exists():
                     assert path.read_bytes() == b""
@@ -292,7 +292,7 @@ def test_kernel_file_systems(run_crated: RunCrated) -> None:
 
 
 CONFINEMENT = """
-    import os, re, subprocess, sys
+    import os, re, stat, subprocess, sys
     import pytest
     from pytest_crate.kernel.capabilities import DEFAULT_CAPABILITIES, capability_mask, capability_numbers
 
@@ -342,6 +342,17 @@ CONFINEMENT = """
         assert found["CapEff"] == (HELD and DEFAULT | added)
         assert (found["NoNewPrivs"], found["Seccomp"]) == (1, 0)
 
+    @pytest.mark.crate(mounts=[f"{os.getcwd()}:/mnt:rw"])
+    def test_no_mount_gives_rights():
+        options = {line.split()[4]: line.split()[5].split(",") for line in open("/proc/self/mountinfo")}
+        assert "/mnt" in options
+        assert [place for place, found in options.items() if "nosuid" not in found] == []
+        with_devices = [place for place, found in options.items() if "nodev" not in found]
+        # A node at a time, of those that are harmless, the null that masks others among them.
+        assert [place for place in with_devices if not stat.S_ISCHR(os.stat(place).st_mode)] == ["/dev/pts"]
+        # They are the host's own: what a crate's root changed, their mode or owner, would be changed there.
+        assert [place for place in with_devices if "ro" not in options[place]] == ["/dev/pts"]
+
     def test_descriptors_of_a_program(crate_sandbox):
         done = crate_sandbox.run([sys.executable, "-c", SHOW_FILES], check=True)
         assert done.stdout == "[0, 1, 2]\\n"
@@ -366,8 +377,43 @@ CONFINEMENT = """
 """
 
 
+@pytest.mark.needs("user namespaces")
+def test_everything_is_their_own(run_crated: RunCrated) -> None:
+    """Bodies and programs share no namespace with pytest, as root not the user namespace either, and lead a session."""
+    run = run_crated("""
+        import json, os, subprocess, sys
+        import pytest
+
+        pytestmark = pytest.mark.crate
+        SHOW = (
+            "import json, os; kinds = 'cgroup ipc mnt net pid user uts'.split();"
+            "names = {kind: os.readlink('/proc/self/ns/' + kind) for kind in kinds};"
+            "print(json.dumps([names, os.getsid(0) == os.getpid()]))"
+        )
+        OUTSIDE, _ = json.loads(subprocess.run([sys.executable, "-c", SHOW], capture_output=True).stdout)
+
+        def shared(names):
+            return [kind for kind, name in names.items() if name == OUTSIDE[kind]]
+
+        def test_body(capsys):
+            exec(SHOW)
+            names, leads = json.loads(capsys.readouterr().out)
+            assert (len(names), shared(names), leads) == (7, [], True)
+
+        def test_program(crate_sandbox):
+            names, leads = json.loads(crate_sandbox.run([sys.executable, "-c", SHOW], check=True).stdout)
+            assert (len(names), shared(names), leads) == (7, [], True)
+
+        @pytest.mark.crate(network="host", cap_add=["net_admin"])
+        def test_loosened(crate_sandbox):
+            names, leads = json.loads(crate_sandbox.run([sys.executable, "-c", SHOW], check=True).stdout)
+            assert (shared(names), leads) == (["net", *([] if os.geteuid() else ["user"])], True)
+    """)
+    assert run.all_passed(), run.text
+
+
 def test_confinement(run_crated: RunCrated) -> None:
     """Bodies, their children and programs have no_new_privs, the system call filter, and as root the default
-    capabilities; another user has no capability; a program gets descriptors 0, 1, 2 alone and a body none of the
-    engine's."""
+    capabilities; another user has no capability; no mount has set-user-id programs, or devices that aren't harmless; a
+    program gets descriptors 0, 1, 2 alone and a body none of the engine's."""
     assert run_crated(CONFINEMENT).all_passed()

@@ -69,3 +69,42 @@ def test_the_hosts_null_is_not_the_crates_to_change(run_here: RunHere, null: Pat
     found = null.stat()
     changed = (stat.S_IMODE(found.st_mode), found.st_uid) != (0o666, 0)
     assert changed is bool(without)
+
+
+SET_FLAGS = """
+import fcntl, os, stat
+for number in range(100):
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            fcntl.fcntl(number, fcntl.F_SETFL, fcntl.fcntl(number, fcntl.F_GETFL) | os.O_DIRECT)
+"""
+DIRECT = f"""
+    import contextlib, sys
+    import pytest
+
+    SET_FLAGS = {SET_FLAGS!r}
+
+    @pytest.mark.crate
+    def test_body():
+        exec(SET_FLAGS)
+
+    @pytest.mark.crate
+    def test_program(crate_sandbox):
+        assert crate_sandbox.popen([sys.executable, "-S", "-c", "import contextlib" + SET_FLAGS]).wait(20) == 0
+
+    @pytest.mark.crate
+    def test_body_prints(): print("a body")
+
+    def test_prints(): print("a test on the host")
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("-s",)], ids=["captured", "not captured"])
+@pytest.mark.parametrize("which", ["test_body or prints", "test_program or prints"])
+def test_flags_of_a_stream_are_set_back(run_here: RunHere, which: str, args: tuple[str, ...]) -> None:
+    """What can't be written to as it was, after a crate has set a flag of the open file that it shares with pytest, is
+    mended: the next tests print what they did, and pytest what became of them."""
+    printed = run_here(DIRECT, args=[*args, "-k", which])
+    assert "3 passed" in printed, printed
+    assert printed.count("a body") == printed.count("a test on the host") == 1
+    assert "failed" not in printed

@@ -198,6 +198,38 @@ def test_directories_without_end(pytester: pytest.Pytester, run_inner: RunInner,
             remove_tree(place, b"plain.cache")
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["new", "grown"])
+def test_values_without_end(pytester: pytest.Pytester, run_inner: RunInner, there: bool) -> None:
+    """A value of a gigabyte that a body leaves is removed: neither this run reads it at its end, nor the next one."""
+    pytester.makeconftest(
+        """
+        import os, resource, pytest
+        pid = os.getpid()
+        @pytest.hookimpl(trylast=True)
+        def pytest_sessionfinish():
+            if os.getpid() == pid: assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500 << 10
+        """
+    )
+    pytester.makepyfile(
+        f"""
+        import time, pytest
+        pytestmark = pytest.mark.crate
+        def test_before(cache):
+            if {there}:
+                for name in "lastfailed", "nodeids", "other": cache.set("cache/" + name, [])
+        def test_in_between(): time.sleep(0.3)  # until the directory's time is no longer the last tick's
+        def test_leaves(cache):
+            (cache._cachedir / "v/cache").mkdir(parents=True, exist_ok=True)
+            for name in "lastfailed", "nodeids", "other":
+                with open(cache._cachedir / "v/cache" / name, "ab") as file: file.truncate(1 << 30)
+        def test_after(cache): assert cache.get("cache/other", "gone") == "gone"
+        """
+    )
+    for _ in range(2):
+        run = run_inner()
+        assert run.outcomes() == {"passed": 4}, run.text
+
+
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -81,7 +81,7 @@ def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """What can't be started is an error that names program, directory or user, and the crate goes on."""
     pytester.makepyfile(
         """
-        import subprocess, pytest
+        import os, re, subprocess, pytest
         from pytest_crate.errors import SandboxError, SpecError
         def test_errors(crate_sandbox):
             root = r"\\(the host's root\\)$"
@@ -109,6 +109,9 @@ def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
             assert crate_sandbox.run(["true"], timeout=1e12).returncode == 0
             assert crate_sandbox.popen(["true"]).wait(float("inf")) == 0
             assert crate_sandbox.run(["true"]).returncode == 0
+            with pytest.raises(SandboxError, match="^ask the launcher: a message of [0-9]+ bytes is too long$"):
+                crate_sandbox.run(["echo", *["x" * (1 << 20)] * 257])
+            assert crate_sandbox.run(["echo", "x"]).stdout == "x\\n"
         def test_factory_errors(crate_sandbox_factory):
             with pytest.raises(SpecError, match="memroy"): crate_sandbox_factory(memroy="1m")
             with pytest.raises(SpecError, match="lots"): crate_sandbox_factory(memory="lots")
@@ -121,10 +124,26 @@ def test_errors(pytester: pytest.Pytester, run_inner: RunInner) -> None:
             crate_sandbox.close()
             with pytest.raises(SandboxError, match="closed"): crate_sandbox.run(["true"])
             with pytest.raises(SandboxError, match="closed"): crate_sandbox.read_text("/etc/hostname")
+            with pytest.raises(SandboxError, match="closed"): crate_sandbox.root
+            crate_sandbox._sandbox.init = os.getpid()  # the kernel has given the pid to another process
+            assert crate_sandbox.processes() == []
+        def test_an_inits_pid_is_anothers(crate_sandbox):
+            program = crate_sandbox.popen(["sleep", "100"])
+            crate_sandbox._sandbox.init = os.getpid()
+            assert [each.pid for each in crate_sandbox.processes() if each.pid == program.pid] == [program.pid]
+            assert os.getpid() not in [each.pid for each in crate_sandbox.processes()]
+            assert os.getppid() not in [each.pid for each in crate_sandbox.processes()]
+        @pytest.mark.parametrize("place, said", [
+            ("/proc/1/mem", "read a file of the crate's: read(/tmp/result): Input/output error"),
+            ("/proc/kmsg", "open a file in the crate: /tmp/result: it is no regular file"),
+        ])
+        def test_a_link_in_the_place_of_a_file(crate_sandbox, place, said):
+            crate_sandbox.run(["ln", "-s", place, "/tmp/result"], check=True)
+            with pytest.raises(SandboxError, match=re.escape(said)): crate_sandbox.read_text("/tmp/result")
         """
     )
     run = run_inner()
-    assert run.outcomes() == {"passed": 3, "failed": 1, "errors": 1}
+    assert run.outcomes() == {"passed": 6, "failed": 1, "errors": 1}, run.text
     assert "not with getfixturevalue" in run.of("test_late", "setup")["longrepr"]
     assert "crate_sandbox" in run.of("test_late_inside")["longrepr"]
 

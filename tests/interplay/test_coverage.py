@@ -220,6 +220,11 @@ def test_forges():
     [
         ("'text'", "TypeError: str where list is expected"),
         ("[{'arcs': False, 'contexts': {'': {'x.py': [1 << 40]}}, 'tracers': {}}]", "1099511627776 is no line number"),
+        # One line each: short to say, and long to add.
+        (
+            "[{'arcs': False, 'contexts': {'': {f'{n}.py': [(1 << 24) - 1]}}, 'tracers': {}} for n in range(5)]",
+            "files of more than 67108864 lines",
+        ),
         ("[{'arcs': True, 'contexts': {'': {'x.py': [[1]]}}, 'tracers': {}}]", "ValueError"),
         ("[{}]", "KeyError: 'arcs'"),
     ],

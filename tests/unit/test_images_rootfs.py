@@ -448,6 +448,31 @@ def test_the_limit_on_entries_counts_parents_too(root: Path) -> None:
         extract(root, archive(member("e/" * 100 + "file", b"x")), limits=ExtractLimits(entries=100))
 
 
+def _with_headers(entry: Member, **headers: str) -> Member:
+    info, data = entry
+    info.pax_headers = headers
+    return info, data
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        _with_headers(directory("d"), **{"SCHILY.xattr.user.x": "x" * 1000}),
+        _with_headers(directory("d"), **{f"SCHILY.xattr.security.{'x' * 1000}": "x"}),
+        directory("./" * 500 + "d"),
+        _with_headers(directory("d"), linkpath="x" * 1000),
+        member("x" * 1000, kind=tarfile.CHRTYPE),
+    ],
+    ids=["attribute", "attribute's name", "name", "target", "device's name"],
+)
+def test_what_is_kept_until_the_end_is_limited(root: Path, entry: Member) -> None:
+    """What is said of directories and devices can't fill the memory: a megabyte of it may compress to nothing."""
+    other = archive(member("file", b"x"), entry)
+    assert extract(root, other, limits=ExtractLimits(kept_bytes=1100)).entries == 2
+    with pytest.raises(ImageError, match="directories and devices take more than the limit of 900 B"):
+        extract(root, other, limits=ExtractLimits(kept_bytes=900))
+
+
 def test_a_truncated_archive_names_where_it_broke(root: Path) -> None:
     """The message has the latest entry's name, so that the place can be found."""
     data = archive(member("first", b"x"), member("second", b"y" * 5000))

@@ -14,7 +14,9 @@ from pytest_crate.plugin.interplay.adapter import Adapter, expect
 
 # Of a data file that coverage.py gives a name to: host, pid and a random part; before 7.5 without "pid".
 _PID = re.compile(r"\.(?:pid)?(\d+)\.[^./]+$")
-_MAX_LINE = 1 << 24  # a line's number takes as many bits as it is great
+# coverage.py keeps a file's lines as bits, as many as its greatest number says, be it the only one.
+_MAX_LINE = 1 << 24
+_MAX_LINES = 1 << 26  # of all files that a crate brings home: 8 MiB of bits, which take seconds to add
 
 
 def adapter(_config: pytest.Config) -> Adapter:
@@ -39,6 +41,7 @@ class _Coverage(Adapter):
 
     def __init__(self) -> None:
         self._before: frozenset[str] = frozenset()
+        self._lines_left = _MAX_LINES
 
     def brings_much(self, item: pytest.Item) -> bool:
         return _running() is not None
@@ -63,12 +66,19 @@ class _Coverage(Adapter):
             parts.append(_packed(data))
         return parts
 
+    def mirror_starts(self, item: pytest.Item) -> None:
+        self._lines_left = _MAX_LINES
+
     def give(self, item: pytest.Item, data: Any) -> None:
         running = _running()
         if running is None:
             return
-        for part in expect(data, list):
-            _add(_data(running), part)
+        parts = [_Part(part) for part in expect(data, list)]
+        self._lines_left -= sum(part.lines for part in parts)
+        if self._lines_left < 0:
+            raise ValueError(f"files of more than {_MAX_LINES} lines")
+        for part in parts:
+            part.add_to(_data(running))
 
 
 def _parallel_files(data: Any) -> list[str]:
@@ -95,22 +105,36 @@ def _packed(data: Any) -> dict[str, Any]:
     }
 
 
-def _add(measured: Any, part: Any) -> None:
-    arcs = expect(part["arcs"], bool)
-    contexts = {expect(name, str): _checked(files, arcs) for name, files in expect(part["contexts"], dict).items()}
-    tracers = {expect(file, str): expect(name, str) for file, name in expect(part["tracers"], dict).items()}
-    # Not loads(), which would run what it is given as SQL.
-    data = sys.modules["coverage"].CoverageData(no_disk=True)
-    for context, files in contexts.items():
-        data.set_context(context)
-        (data.add_arcs if arcs else data.add_lines)(files)
-    data.touch_files(tracers)
-    data.add_file_tracers({file: name for file, name in tracers.items() if name})
-    measured.update(data)
-    if set(contexts) <= {""}:
-        # Said once more, piece by piece: coverage combines only one of several workers' files that have the same
-        # hash, and what update() adds is not hashed (coverage 7.17, sqldata.py). Contexts are, by their names.
-        (measured.add_arcs if arcs else measured.add_lines)(contexts.get("", {}))
+class _Part:
+    """What one process has measured, as :func:`_packed` wrote it."""
+
+    def __init__(self, packed: Any) -> None:
+        self._arcs: bool = expect(packed["arcs"], bool)
+        self._contexts = {
+            expect(name, str): _checked(files, self._arcs) for name, files in expect(packed["contexts"], dict).items()
+        }
+        self._tracers = {expect(file, str): expect(name, str) for file, name in expect(packed["tracers"], dict).items()}
+
+    @property
+    def lines(self) -> int:
+        """How many lines coverage.py has to keep a bit of."""
+        if self._arcs:
+            return 0  # which are kept one by one
+        return sum(max(found, default=0) for files in self._contexts.values() for found in files.values())
+
+    def add_to(self, measured: Any) -> None:
+        # Not loads(), which would run what it is given as SQL.
+        data = sys.modules["coverage"].CoverageData(no_disk=True)
+        for context, files in self._contexts.items():
+            data.set_context(context)
+            (data.add_arcs if self._arcs else data.add_lines)(files)
+        data.touch_files(self._tracers)
+        data.add_file_tracers({file: name for file, name in self._tracers.items() if name})
+        measured.update(data)
+        if set(self._contexts) <= {""}:
+            # Said once more, piece by piece: coverage combines only one of several workers' files that have the same
+            # hash, and what update() adds is not hashed (coverage 7.17, sqldata.py). Contexts are, by their names.
+            (measured.add_arcs if self._arcs else measured.add_lines)(self._contexts.get("", {}))
 
 
 def _checked(files: Any, arcs: bool) -> dict[str, list[Any]]:
