@@ -10,10 +10,10 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc, network, processes
+from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import id_range, libc, network, processes
 from pytest_crate.result import Exit
-from pytest_crate.sandbox import steps, wire
+from pytest_crate.sandbox import child, steps, wire
 from pytest_crate.sandbox.design import Design
 from pytest_crate.sandbox.mounts import Operation
 from pytest_crate.sandbox.workshop import HOST, PRIVATE, ROOT, Workshop
@@ -65,11 +65,16 @@ def become_init(
             clock.done("set up the network")
             build_root(design.operations, size_bytes=design.tmpfs_bytes, rootless=rootless, one_user=one_user)
             clock.done("mount the root")
+            if one_user:
+                _verify_own(design.user, as_root=design.as_root)
             with libc.os_step("set the host name", "sethostname", design.hostname):
                 socket.sethostname(design.hostname)
             clock.done("set the host name")
             with libc.os_step("tell the launcher", "sendmsg"):
                 wire.send(channel, {"ready": True, "steps": clock.spent()})
+        except HostError as error:
+            wire.send(channel, {"host_error": error.to_json()})
+            os._exit(1)
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
@@ -148,9 +153,27 @@ def _named_when_full(size_bytes: int | None) -> Iterator[None]:
         raise SandboxError(error.step, path=error.path, errno=error.errno, detail=detail) from error
 
 
+def _verify_own(user: str | None, *, as_root: bool) -> None:
+    """Refuse a user that a user namespace of one user does not know, before anything of a test's begins.
+
+    :param as_root: of an image: there, that namespace could have more users.
+    :raises HostError: it is another user than the one there is, in name or in group.
+    :raises SandboxError: the crate's user database has none of that name.
+    """
+    who = child.who_is(user)
+    if who is None or (who.uid, who.gid) == (os.geteuid(), os.getegid()):
+        return
+    # What a range is for is an image: on the host's root its ids are nobody's.
+    message = f"no user {user} ({who.uid}:{who.gid}): an ordinary user's crate has that user's own ids only"
+    if as_root:
+        raise HostError(message, feature=id_range.FEATURE, hint="crate_id_map = range (--id-map range)")
+    raise HostError(message, hint="run pytest as root")
+
+
 def verify_ready(channel: socket.socket, init: int) -> object:
     """Take the word of an init; return what its steps took.
 
+    :raises HostError: the host can't give what the crate needs.
     :raises SandboxError: it is not ready; with the reason.
     """
     try:
@@ -166,6 +189,8 @@ def verify_ready(channel: socket.socket, init: int) -> object:
         exited = status.si_code == os.CLD_EXITED
         ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
         raise SandboxError(BUILD, detail=f"init ended early, {ended}")
+    if "host_error" in received[0]:
+        raise HostError(**received[0]["host_error"])
     if "error" in received[0]:
         raise SandboxError.from_json(received[0]["error"])
     return received[0]["steps"]

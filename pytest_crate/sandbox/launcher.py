@@ -228,8 +228,7 @@ class Launcher:
         try:
             work()
         except HostError as error:
-            told = {"message": error.message, "feature": error.feature, "hint": error.hint}
-            self._reply({**of, "host_error": told})
+            self._reply({**of, "host_error": error.to_json()})
         except SandboxError as error:
             self._reply({**of, "sandbox_error": error.to_json()})
         except OSError as error:

@@ -242,6 +242,39 @@ def test_skip_policy(run_as_user: RunAsUser, user_directory: Path) -> None:
     assert "ERROR test_inner.py::test_memory - Failed: crate not supported here: no limit on memory" in text
 
 
+ANOTHER_USER = """
+    import os
+    import pytest
+
+    @pytest.mark.crate(user=1)
+    def test_number():
+        pass
+
+    @pytest.mark.crate(user="daemon")
+    def test_name():
+        pass
+
+    @pytest.mark.crate(user=1)
+    def test_program(crate_sandbox):
+        pass
+
+    @pytest.mark.crate(user=os.getuid())
+    def test_oneself():
+        pass
+"""
+
+
+@pytest.mark.parametrize(("policy", "said"), [("fail", "3 errors"), ("skip", "3 skipped")])
+def test_another_user(run_as_user: RunAsUser, policy: str, said: str) -> None:
+    """A crate whose user is another than the one who runs pytest is one that the host can't give: ``crate_unsupported``
+    says what becomes of the test, which doesn't begin, with the reason and the remedy. One's own can be named."""
+    text, _ = run_as_user(ANOTHER_USER, "-o", f"crate_unsupported={policy}")
+    assert f"1 passed, {said}" in text
+    for user in (1, "daemon"):
+        assert f"crate not supported here: no user {user} (1:1): an ordinary user's crate has that user's own" in text
+    assert "To mend it: run pytest as root" in text
+
+
 def test_image(run_as_user: RunAsUser, alpine_image: Path, user_directory: Path) -> None:
     """A user's crate on an image: the user is root in it, and nobody else outside; the store is the user's."""
     image = user_directory / "alpine.tar.gz"
