@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_crate.kernel import hierarchies
-from tests.inner import InnerRun, RunInner
+from tests.inner import INNER_TIMEOUT_SECONDS, InnerRun, RunInner
 
 pytestmark = pytest.mark.needs("root", "memory limit")
 
@@ -152,8 +152,9 @@ def test_two_runs_at_once(
     """Each has control groups of its own in it; the end of one takes nothing from the other, whose limits hold."""
     monkeypatch.setenv("ENDS", "last")
     command = shlex.join([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:rerunfailures"])
+    script = f"while ! [ -e other-began ]; do sleep 0.1; done; {command} >one.txt 2>&1; touch one-ended"
     with subprocess.Popen(
-        ["sh", "-c", f"while ! [ -e other-began ]; do sleep 0.1; done; {command} >one.txt 2>&1; touch one-ended"],
+        ["timeout", str(INNER_TIMEOUT_SECONDS), "sh", "-c", script],
         cwd=pytester.path,
         env={**os.environ, "ENDS": "first"},
     ) as one:
