@@ -188,10 +188,11 @@ def test_isolation_is_whole(run_as_user: RunAsUser, user_directory: Path) -> Non
 
 
 @pytest.mark.needs("cgroup v1")
-def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
-    """On cgroup v1 an ordinary user gets no limits: a test that asks for one fails before its body runs, with the
-    reason and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
-    text, tests = run_as_user("""
+@pytest.mark.parametrize("options", [(), ("-o", "crate_cgroup_parent=/")], ids=["own", "configured"])
+def test_limits_need_a_cgroup(run_as_user: RunAsUser, options: tuple[str, ...]) -> None:
+    """On cgroup v1 an ordinary user gets no limits, whatever the parent: a test that asks for one fails before its body
+    runs, with the reason and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
+    source = """
         import pytest
 
         @pytest.mark.crate
@@ -210,7 +211,8 @@ def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
         def test_timeout():
             import time
             time.sleep(60)
-    """)
+    """
+    text, tests = run_as_user(source, *options)
     found = {name: test["outcome"] for name, test in tests.items()}
     assert found == {"test_default": "passed", "test_timeout": "failed"}
     for key in ("memory", "pids"):
