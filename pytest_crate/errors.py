@@ -44,6 +44,10 @@ class HostError(CrateError):
         self.hint = hint
         super().__init__(f"{message}\nTo mend it: {hint}" if hint else message)
 
+    def to_json(self) -> dict[str, str]:
+        """Return the error as builtins, to cross a process boundary: the arguments that make it again."""
+        return {"message": self.message, "feature": self.feature, "hint": self.hint}
+
 
 class ImageError(CrateError):
     """An image is missing, unreadable, corrupt or hostile.

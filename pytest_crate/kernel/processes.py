@@ -7,11 +7,12 @@ import select
 import signal
 
 
-def pidfd_has_ended(pidfd: int) -> bool:
-    """Return whether a process has ended (pidfd_open(2): its descriptor is readable then)."""
+def pidfd_has_ended(pidfd: int, *, within_sec: float = 0) -> bool:
+    """Return whether a process has ended, or does so within so many seconds (pidfd_open(2): its descriptor is readable
+    then)."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(within_sec * 1e3))
 
 
 def has_ended(pid: int) -> bool:

@@ -41,6 +41,7 @@ class Order:
             "cap_add": list(spec.cap_add),
             "seccomp": program.hex(),
             "as_root": spec.image is not None,
+            "user": spec.user,
         }
         return cls(spec=spec, operations=operations, keep=keep, seccomp=program, data=data)
 
@@ -67,6 +68,7 @@ class Design:
     """What a crate is to be, as the wire brings it; crates made one after the other often have it in common.
 
     :ivar as_root: its user namespace, where it is made without rights, shows our user as root.
+    :ivar user: who its payloads are, if nobody says otherwise.
     """
 
     limits: CrateSpec
@@ -78,6 +80,7 @@ class Design:
     cap_add: Sequence[str]
     seccomp: bytes
     as_root: bool
+    user: str | None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Design:
@@ -93,4 +96,5 @@ class Design:
             cap_add=data["cap_add"],
             seccomp=bytes.fromhex(data["seccomp"]),
             as_root=data["as_root"],
+            user=data["user"],
         )

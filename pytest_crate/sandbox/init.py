@@ -12,10 +12,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import calls, libc, namespaces, network, processes
+from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import calls, id_range, libc, namespaces, network, processes
 from pytest_crate.result import Exit
-from pytest_crate.sandbox import steps, wire
+from pytest_crate.sandbox import child, steps, wire
 from pytest_crate.sandbox.design import Design
 from pytest_crate.sandbox.workshop import HOST, PRIVATE, PROC, ROOT, Workshop
 from pytest_crate.spec import format_size
@@ -63,8 +63,13 @@ def become_init(
             prepare_base(design.tmpfs_bytes)
             clock.done("mount the root")
             furnish(design, kinds, clock, rootless=rootless, one_user=one_user)
+            if one_user:
+                _verify_own(design.user, as_root=design.as_root)
             with libc.os_step("tell the launcher", "sendmsg"):
                 wire.send(channel, {"steps": clock.spent()})
+        except HostError as error:
+            wire.send(channel, {"host_error": error.to_json()})
+            os._exit(1)
         except SandboxError as error:
             wire.send(channel, {"error": error.to_json()})
             os._exit(1)
@@ -194,10 +199,31 @@ def _named_when_full(size_bytes: int | None) -> Iterator[None]:
         raise SandboxError(error.step, path=error.path, errno=error.errno, detail=_too_small(size_bytes)) from error
 
 
-def hear(channel: socket.socket, init: int) -> wire.Message:
+def _verify_own(user: str | None, *, as_root: bool) -> None:
+    """Refuse a user that a user namespace of one user does not know, before anything of a test's begins.
+
+    :param as_root: of an image: there, that namespace could have more users.
+    :raises HostError: it is another user than the one there is, in name or in group.
+    :raises SandboxError: the crate's user database has none of that name.
+    """
+    who = child.who_is(user)
+    if who is None or (who.uid, who.gid) == (os.geteuid(), os.getegid()):
+        return
+    # What a range is for is an image: on the host's root its ids are nobody's.
+    message = f"no user {user} ({who.uid}:{who.gid}): an ordinary user's crate has that user's own ids only"
+    if as_root:
+        raise HostError(message, feature=id_range.FEATURE, hint="crate_id_map = range (--id-map range)")
+    raise HostError(message, hint="run pytest as root")
+
+
+class EndedEarly(Exception):
+    """Whoever furnishes a root has ended without a word."""
+
+
+def hear(channel: socket.socket) -> wire.Message:
     """Take the word of who furnishes a root, which is what its steps took, or the error.
 
-    :raises SandboxError: it ended without a word.
+    :raises EndedEarly: it ended without a word.
     """
     try:
         with libc.os_step("hear from the crate's init", "recvmsg"):
@@ -207,18 +233,29 @@ def hear(channel: socket.socket, init: int) -> wire.Message:
             raise
         received = None
     if received is None:
-        raise init_ended(init)
+        raise EndedEarly
     return received[0]
 
 
 def init_ended(init: int) -> SandboxError:
-    """Return how an init ended before its root was ready; where it did not, it was whoever furnished that."""
-    status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    if status is None:
-        return SandboxError(BUILD, detail="the builder ended early")
+    """Wait for the end of an init whose root is not ready, and return how it ended."""
+    status = os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
+    assert status is not None
     exited = status.si_code == os.CLD_EXITED
     ended = Exit(code=status.si_status) if exited else Exit(signal=status.si_status)
     return SandboxError(BUILD, detail=f"init ended early, {ended}")
+
+
+def raise_told(told: wire.Message) -> None:
+    """Raise what an init, or a builder, has said stands in the way.
+
+    :raises HostError: the host can't give what the crate needs.
+    :raises SandboxError: the root could not be built.
+    """
+    if "host_error" in told:
+        raise HostError(**told["host_error"])
+    if "error" in told:
+        raise SandboxError.from_json(told["error"])
 
 
 def has_spoken(channel: socket.socket, seconds: float) -> bool:

@@ -36,7 +36,16 @@ from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, steps, wire
 from pytest_crate.sandbox.builder import Builder
 from pytest_crate.sandbox.design import Design
-from pytest_crate.sandbox.init import BUILD, bear_init, become_init, has_spoken, hear, init_ended
+from pytest_crate.sandbox.init import (
+    BUILD,
+    EndedEarly,
+    bear_init,
+    become_init,
+    has_spoken,
+    hear,
+    init_ended,
+    raise_told,
+)
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
@@ -234,8 +243,7 @@ class Launcher:
         try:
             work()
         except HostError as error:
-            told = {"message": error.message, "feature": error.feature, "hint": error.hint}
-            self._reply({**of, "host_error": told})
+            self._reply({**of, "host_error": error.to_json()})
         except SandboxError as error:
             self._reply({**of, "sandbox_error": error.to_json()})
         except OSError as error:
@@ -376,8 +384,10 @@ class Launcher:
                 identity.write_id_maps(pid, *identity.single_id_map(uid, gid, *inside), deny_setgroups=True)
             except SandboxError:
                 # Of a process that is ending the kernel refuses it, too: that one has said why it is, or its end does.
-                if has_spoken(ours, _LOOK_SECONDS) and "error" in (told := hear(ours, pid)):
-                    raise SandboxError.from_json(told["error"]) from None
+                if has_spoken(ours, _LOOK_SECONDS):
+                    with contextlib.suppress(EndedEarly):
+                        raise_told(hear(ours))
+                    raise init_ended(pid) from None
                 raise
         # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
@@ -410,20 +420,29 @@ class Launcher:
 
         :raises SandboxError: it is not ready; with the reason.
         """
+        built = building.handles is not None
         try:
-            told = hear(building.channel, building.init)
-        except SandboxError:
-            if building.handles is not None and not processes.has_ended(building.init):
-                self._end_builder()
-            raise
+            told = hear(building.channel)
+        except EndedEarly:
+            if not built or self._ends(building.init):
+                raise init_ended(building.init) from None
+            self._end_builder()
+            raise SandboxError(BUILD, detail="the builder was killed") from None
         if told.get("last"):
             self._end_builder()  # it ends itself, and would leave undone what it is asked for now
-        if "error" in told:
-            # An init that has a builder says nothing itself after its base is made: its end is the reason of others.
-            if building.handles is not None and processes.has_ended(building.init):
-                raise init_ended(building.init)
-            raise SandboxError.from_json(told["error"])
+        if "error" in told and built and self._ends(building.init):
+            raise init_ended(building.init)  # whoever furnishes its root only sees what that leads to
+        raise_told(told)
         return told["steps"]
+
+    @staticmethod
+    def _ends(init: int) -> bool:
+        """Tell whether an init has ended, or is about to: its namespaces go, and what it holds open, before it does."""
+        pidfd = os.pidfd_open(init)
+        try:
+            return processes.pidfd_has_ended(pidfd, within_sec=_LOOK_SECONDS)
+        finally:
+            os.close(pidfd)
 
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
@@ -438,7 +457,7 @@ class Launcher:
                 with libc.os_step("open the crate's root", "open"):
                     root = os.open(f"/proc/{building.init}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except SandboxError as error:
-                raise init_ended(building.init) if processes.has_ended(building.init) else error from None
+                raise init_ended(building.init) if self._ends(building.init) else error from None
             design = building.design
             entry = child.Entry(
                 enter_files=building.cgroup.enter_files,

@@ -188,10 +188,11 @@ def test_isolation_is_whole(run_as_user: RunAsUser, user_directory: Path) -> Non
 
 
 @pytest.mark.needs("cgroup v1")
-def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
-    """On cgroup v1 an ordinary user gets no limits: a test that asks for one fails before its body runs, with the
-    reason and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
-    text, tests = run_as_user("""
+@pytest.mark.parametrize("options", [(), ("-o", "crate_cgroup_parent=/")], ids=["own", "configured"])
+def test_limits_need_a_cgroup(run_as_user: RunAsUser, options: tuple[str, ...]) -> None:
+    """On cgroup v1 an ordinary user gets no limits, whatever the parent: a test that asks for one fails before its body
+    runs, with the reason and the remedy; one that only has the default limit on tasks runs, its usage unknown."""
+    source = """
         import pytest
 
         @pytest.mark.crate
@@ -210,7 +211,8 @@ def test_limits_need_a_cgroup(run_as_user: RunAsUser) -> None:
         def test_timeout():
             import time
             time.sleep(60)
-    """)
+    """
+    text, tests = run_as_user(source, *options)
     found = {name: test["outcome"] for name, test in tests.items()}
     assert found == {"test_default": "passed", "test_timeout": "failed"}
     for key in ("memory", "pids"):
@@ -240,6 +242,39 @@ def test_skip_policy(run_as_user: RunAsUser, user_directory: Path) -> None:
     assert "crate not supported here: no limit on memory" in text
     text, _ = run_as_user(source, *policy, "--crate-require")
     assert "ERROR test_inner.py::test_memory - Failed: crate not supported here: no limit on memory" in text
+
+
+ANOTHER_USER = """
+    import os
+    import pytest
+
+    @pytest.mark.crate(user=1)
+    def test_number():
+        pass
+
+    @pytest.mark.crate(user="daemon")
+    def test_name():
+        pass
+
+    @pytest.mark.crate(user=1)
+    def test_program(crate_sandbox):
+        pass
+
+    @pytest.mark.crate(user=os.getuid())
+    def test_oneself():
+        pass
+"""
+
+
+@pytest.mark.parametrize(("policy", "said"), [("fail", "3 errors"), ("skip", "3 skipped")])
+def test_another_user(run_as_user: RunAsUser, policy: str, said: str) -> None:
+    """A crate whose user is another than the one who runs pytest is one that the host can't give: ``crate_unsupported``
+    says what becomes of the test, which doesn't begin, with the reason and the remedy. One's own can be named."""
+    text, _ = run_as_user(ANOTHER_USER, "-o", f"crate_unsupported={policy}")
+    assert f"1 passed, {said}" in text
+    for user in (1, "daemon"):
+        assert f"crate not supported here: no user {user} (1:1): an ordinary user's crate has that user's own" in text
+    assert "To mend it: run pytest as root" in text
 
 
 def test_image(run_as_user: RunAsUser, alpine_image: Path, user_directory: Path) -> None:

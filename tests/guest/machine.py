@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from tests.guest.image import GuestImage
 
@@ -32,6 +33,7 @@ class Guest:
     port: int
     directory: Path
     console: Path
+    shared: ClassVar[bool] = False
 
     def run(
         self, command: str | Sequence[str], *, user: str = "root", seconds: float = 600, stdin: bytes | None = None

@@ -28,6 +28,8 @@ collect_ignore = ["project"]
 class Here:
     """This machine."""
 
+    shared = True
+
     def run(self, command: str, *, user: str = "root", seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command as root or as a user without root's rights and variables."""
         other = user != "root"

@@ -19,6 +19,7 @@ PATIENCE = 5
 
 PARTS = [
     ("root", "tests/e2e/test_cgroup_v2.py"),
+    ("root", "tests/functional/test_cgroup_parent.py"),
     *((user, f"tests/e2e/test_{name}.py") for user in ("root", USER) for name in ("limits", "isolation")),
 ]
 # What a guest can't have, by who asks; any other skip is a failure.

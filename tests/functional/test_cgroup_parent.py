@@ -1,15 +1,18 @@
-"""Control groups that somebody removes in the midst of a run: clear errors, and nothing left behind."""
+"""The control group that crates are made in: somebody removes it, two runs share it, it has limits itself."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_crate.kernel import hierarchies
-from tests.inner import InnerRun, RunInner
+from tests.inner import INNER_TIMEOUT_SECONDS, InnerRun, RunInner
 
 pytestmark = pytest.mark.needs("root", "memory limit")
 
@@ -44,6 +47,36 @@ TESTS = """
 
     def test_plain():
         pass
+"""
+TWO = """
+    import os, time, pytest
+
+    ENDS_FIRST = os.environ["ENDS"] == "first"
+
+    def wait_for(name):
+        while not os.path.exists(name):
+            time.sleep(0.05)
+
+    def test_both_have_begun():
+        here, there = ("one", "other") if ENDS_FIRST else ("other", "one")
+        open(f"{here}-began", "w").close()
+        wait_for(f"{there}-began")
+
+    @pytest.mark.crate(memory="64m", pids=20)
+    def test_before():
+        pass
+
+    def test_the_other_has_ended():
+        if not ENDS_FIRST:
+            wait_for("one-ended")
+
+    @pytest.mark.crate(memory="64m")
+    def test_modest():
+        pass
+
+    @pytest.mark.crate(memory="64m")
+    def test_too_much():
+        bytearray(200 << 20)
 """
 OPEN = """
     import os, pytest
@@ -111,3 +144,68 @@ def test_an_open_crate(run_below: Callable[[str], InnerRun]) -> None:
     run = run_below(OPEN)
     assert run.of("test_open")["outcome"] == "passed"
     assert run.ret == pytest.ExitCode.OK
+
+
+def test_two_runs_at_once(
+    pytester: pytest.Pytester, run_below: Callable[[str], InnerRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has control groups of its own in it; the end of one takes nothing from the other, whose limits hold."""
+    monkeypatch.setenv("ENDS", "last")
+    command = shlex.join([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:rerunfailures"])
+    script = f"while ! [ -e other-began ]; do sleep 0.1; done; {command} >one.txt 2>&1; touch one-ended"
+    with subprocess.Popen(
+        ["timeout", str(INNER_TIMEOUT_SECONDS), "sh", "-c", script],
+        cwd=pytester.path,
+        env={**os.environ, "ENDS": "first"},
+    ) as one:
+        other = run_below(TWO)
+        one.wait()
+    for text in (pytester.path / "one.txt").read_text(), other.text:
+        assert "1 failed, 4 passed" in text
+        assert "\nmemory limit 64 MiB exceeded\n" in text
+
+
+BEYOND = """
+    import pytest
+
+    @pytest.mark.crate(memory="80m", cpus=0.5, pids=60)
+    def test_as_much():
+        pass
+
+    @pytest.mark.crate(memory="81m")
+    def test_memory():
+        pass
+
+    @pytest.mark.crate(cpus=0.6)
+    def test_cpus():
+        pass
+
+    @pytest.mark.crate(pids=61)
+    def test_pids():
+        pass
+"""
+# By what is asked for: the files of either version, what is written there, and what is said.
+OUTER = {
+    "memory": (("memory.limit_in_bytes", "memory.max"), f"{80 << 20}", ("81 MiB", "80 MiB")),
+    "cpus": (("cpu.cfs_quota_us", "cpu.max"), "50000", ("0.6 CPUs", "0.5 CPUs")),
+    "pids": (("pids.max",), "60", ("61 tasks", "60 tasks")),
+}
+
+
+@pytest.mark.needs("cpus limit", "pids limit")
+def test_a_limit_beyond_its_own(run_below: Callable[[str], InnerRun], own_cgroups: list[str]) -> None:
+    """More than it allows is refused, with both numbers and the file that says so; as much as that is given."""
+    files = {
+        key: next(path for top in own_cgroups for name in names if (path := Path(top, name)).exists())
+        for key, (names, _, _) in OUTER.items()
+    }
+    for key, path in files.items():
+        path.write_text(OUTER[key][1])
+    run = run_below(BEYOND)
+    assert run.of("test_as_much")["outcome"] == "passed"
+    for key, path in files.items():
+        asked, allowed = OUTER[key][2]
+        said = run.of(f"test_{key}", "setup")["longrepr"]
+        assert said.startswith(f"crate not supported here: no limit on {key}: {asked} is asked for")
+        assert f"{path} around it allows {allowed}\n" in said
+    assert run.outcomes() == {"passed": 1, "errors": 3}
