@@ -72,8 +72,9 @@ def pytest_runtest_logreport(report):
 TOLD = {
     "launcher": r"launcher|it ended",
     "init": r"SIGKILL|init was killed|init ended",
+    "builder": r"the builder was killed|Broken pipe",
     # The last where it was a process of the test's own, which looks after it.
-    "payload": r"SIGKILL|returncode: -9",
+    "payload": r"SIGKILL|returncode: -9|the process that should fork died",
 }
 
 
@@ -95,7 +96,9 @@ def make_plans(seed: int) -> Iterator[Plan]:
     while True:
         kind = source.choice(["pytest", "pytest and launcher", "worker", "inside", "inside", "inside"])
         if kind == "inside":
-            kills = [(source.choice(["launcher", "init", "payload"]), source.uniform(0, 1.2)) for _ in range(5)]
+            kills = [
+                (source.choice(["launcher", "init", "payload", "builder"]), source.uniform(0, 1.2)) for _ in range(5)
+            ]
         else:
             kills = [(kind, source.uniform(0, 1.2))]
         yield Plan(kills=tuple(sorted(kills, key=lambda kill: kill[1])), from_start=source.random() < 0.2)
@@ -166,7 +169,11 @@ class Run:
                 "worker": [each for each in psutil.Process(pid).children() if each.pid not in own],
                 "launcher": launchers,
                 "init": [each for each in tree if each.name() == "crate-init"],
-                "payload": [each for each in tree if each.pid not in own and each.name() != "crate-init"],
+                "builder": [each for each in tree if each.name() == "crate-builder"],
+                # One that is being born to be an init, or a program, is among them.
+                "payload": [
+                    each for each in tree if each.pid not in own and each.name() not in ("crate-init", "crate-builder")
+                ],
             }[target]
             if found and target != "pytest and launcher":
                 found = [found[len(self.hit) % len(found)]]
@@ -258,19 +265,19 @@ def nothing_left(run: Run, places: tuple[str, str], before: dict[str, set[str]])
 SLOW_INIT = """
 from pytest_crate.sandbox import sandbox
 assert sandbox._LAUNCH.endswith("; main()")
-slow = "from pytest_crate.kernel import libc; import time; name = libc.set_title"
-slow += "; libc.set_title = lambda title: (open({begun!r}, 'w').close(), time.sleep(1), name(title)); main()"
-sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + slow
+slow = "from tests.faults import slow_init; slow_init.install({begun!r}, {way!r}); main()"
+sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + "sys.path.insert(0, {root!r}); " + slow
 """
 
 
-def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: tuple[str, str]) -> None:
+@pytest.mark.parametrize("way", ["born", "forked"])
+def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: tuple[str, str], way: str) -> None:
     """An init whose launcher was killed before it asked for a signal at that ends, though the word to go on waits."""
     before = leftovers.what_was_there(places)
     run = Run(tmp_path / "run", Plan(kills=(), from_start=True))
     begun = run.directory / "begun"
     with (run.directory / "conftest.py").open("a") as conftest:
-        conftest.write(SLOW_INIT.format(begun=str(begun)))
+        conftest.write(SLOW_INIT.format(begun=str(begun), way=way, root=str(ROOT)))
     process = run.start()
     end = time.monotonic() + PATIENCE_SECONDS
     while not begun.exists() and process.poll() is None and time.monotonic() < end:
@@ -279,7 +286,7 @@ def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: t
     family = psutil.Process(process.pid).children(recursive=True)
     assert "crate-launcher" in [each.name() for each in family]
     for each in [psutil.Process(process.pid), *(each for each in family if each.name() == "crate-launcher")][::-1]:
-        if each.ppid() in (process.pid, os.getpid()):  # init has its launcher's name still
+        if each.ppid() in (process.pid, os.getpid()):  # a forked init has its launcher's name still
             each.kill()
     process.communicate()
     run.hit.append("pytest and launcher")
