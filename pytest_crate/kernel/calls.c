@@ -49,8 +49,7 @@ enum {
     IS_RESULT = 1 << 6,  /* likewise: what an earlier call returned */
     MAY_FAIL = 1 << 12,  /* an error is remembered, and the next call made */
     NOT_ZERO = 1 << 13,  /* 0 is the end */
-    ONLY_ZERO = 1 << 14, /* anything else is the end */
-    SPLIT = 1 << 15,     /* it bears a child, which goes on; the parent tells its pid, and ends */
+    SPLIT = 1 << 14,     /* it bears a child, which goes on; the parent tells its pid, and ends */
 };
 
 enum { REFUSED = 0xffffffff }; /* a number of no call: fail as the first did that may fail, but for "not found" */
@@ -117,7 +116,7 @@ static void carry_out(struct table *table)
             }
             if (!refused || refused == -NOT_FOUND || refused == -NO_DIRECTORY)
                 refused = result;
-        } else if ((now->flags & NOT_ZERO && !result) || (now->flags & ONLY_ZERO && result))
+        } else if (now->flags & NOT_ZERO && !result)
             end(127);
         else if (now->flags & SPLIT && result) {
             tell(table, PID, (int32_t)result);

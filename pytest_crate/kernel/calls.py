@@ -21,9 +21,8 @@ _IS_OFFSET = 1 << 0
 _IS_RESULT = 1 << 6
 _MAY_FAIL = 1 << 12
 _NOT_ZERO = 1 << 13
-_ONLY_ZERO = 1 << 14
-_SPLIT = 1 << 15
-_FAIL = 1 << 16
+_SPLIT = 1 << 14
+_FAIL = 1 << 15
 _REFUSED = 0xFFFFFFFF
 
 _HEADER = struct.Struct("=IIIi")
@@ -62,11 +61,6 @@ class Table:
         """Record a call: the process ends where it fails, having told which, and its errno."""
         self._calls.append(_Recorded(step, name, path, details, args, flags))
         return libc.Result(len(self._calls) - 1)
-
-    def end_if_readable(self, step: str, descriptor: int) -> None:
-        """Record that the process ends if there is something to read, such as the end of a pidfd's process."""
-        asked = struct.pack("=ihh", descriptor, 1, 0)  # struct pollfd; POLLIN
-        self.add(step, "ppoll", asked, 1, libc.Words((0, 0)), None, 0, flags=_ONLY_ZERO)
 
     def try_each(self, step: str, name: str, attempts: Sequence[Sequence[libc.Argument]], *, path: str) -> None:
         """Record calls of which one is to succeed and not return; the error is the first that isn't "not found"."""
@@ -236,13 +230,10 @@ class Birth:
         """Record that the child says that it has come this far."""
         self.table.add("say that it is ready", "write", self.telling, _TOLD.pack(_READY, 0), _TOLD.size)
 
-    def close_all(self, needed: Sequence[int]) -> None:
-        """Record that the child closes every descriptor.
-
-        :param needed: what it was given.
-        """
+    def close_all(self) -> None:
+        """Record that the child, which was given nothing, closes every descriptor."""
         # What it has is known. On kernels since 5.9 nothing unknown is left, either: close_range(2).
-        for descriptor in (0, 1, 2, self.telling, self._waiting, *needed):
+        for descriptor in (0, 1, 2, self.telling, self._waiting):
             self.table.add(self.step, "close", descriptor, flags=_MAY_FAIL)
         self.table.add(self.step, "close_range", 0, 0xFFFFFFFF, 0, flags=_MAY_FAIL)
 

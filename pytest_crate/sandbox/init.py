@@ -87,29 +87,28 @@ def become_init(
         os._exit(70)
 
 
-def bear_init(design: Design, birth: calls.Birth, kinds: frozenset[str], *, launcher: int) -> int:
+def bear_init(design: Design, birth: calls.Birth, kinds: frozenset[str]) -> int:
     """Have an *init* born by a process of few pages, up to where its root is to be furnished; return its pid.
 
     It lives as :func:`become_init` does, but that a builder furnishes the root. The birth's :meth:`calls.Birth.hear`
     tells when it is ready.
 
-    :param launcher: its pidfd.
     :raises SandboxError: it was not born.
     """
     call = birth.table.add
     birth.split(functools.reduce(operator.or_, (namespaces.KINDS[kind] for kind in kinds), libc.CLONE_NEWPID))
     libc.name_process("crate-init", call=call)
     call("end with the launcher", "prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    birth.table.end_if_readable("end with the launcher", launcher)
     call("begin a session", "setsid")
     for number in IGNORED:
         ignored = libc.Words((signal.SIG_IGN, 0, 0, 0))  # struct sigaction
         call("ignore signals", "rt_sigaction", number, ignored, None, 8, path=str(number))
     prepare_base(design.tmpfs_bytes, call=call)
+    # That is refused, and its end, if the launcher has ended before it was asked for a signal then.
     birth.say_ready()
-    birth.close_all([launcher])
+    birth.close_all()
     call("wait for the end", "ppoll", None, 0, None, None, 0)
-    return birth.give([launcher])
+    return birth.give([])
 
 
 def prepare_base(size_bytes: int | None, *, call: libc.Caller = libc.syscall) -> None:

@@ -331,7 +331,7 @@ class Launcher:
         :returns: its pid, its namespaces, and where the builder tells that it has done so.
         """
         with calls.Birth("make the crate's namespaces", "crate-init") as birth:
-            pid = bear_init(design, birth, kinds, launcher=self.own_pidfd)
+            pid = bear_init(design, birth, kinds)
             undo.callback(processes.end, pid)
             # While it makes the base; what it can't do it tells.
             if birth.hear() is None:
