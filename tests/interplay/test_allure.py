@@ -118,3 +118,24 @@ def test_forged(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, 
     assert run.outcomes() == {"passed": 1, "errors": 1}
     assert "is no name of an attachment" in run.of("test_forges", "teardown")["longrepr"]
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_what_is_no_unicode(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """A lone surrogate, which no file of UTF-8 can hold, is in Allure's result as its escape, and the run goes on."""
+    pytester.makepyfile(
+        """
+        import allure
+        def test_surrogate():
+            allure.dynamic.label("kind", "a\\udcff")
+            allure.dynamic.title("b\\udcff")
+            with allure.step("c\\udcff"): pass
+        def test_later(): pass
+        """
+    )
+    run = run_inner("--crate-all", f"--alluredir={tmp_path / 'allure'}", plugins=["allure_pytest"])
+    assert run.outcomes() == {"passed": 2}, run.text
+    texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "allure").glob("*-result.json")]
+    (text,) = [text for text in texts if "test_surrogate" in text]
+    found = json.loads(text)
+    assert (found["name"], found["steps"][0]["name"]) == ("b\\udcff", "c\\udcff")
+    assert "a\\udcff" in [label["value"] for label in found["labels"]]

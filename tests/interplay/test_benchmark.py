@@ -117,3 +117,32 @@ def test_disabled_under_xdist(pytester: pytest.Pytester, run_inner: RunInner) ->
         run = run_inner("-n2", *way, plugins=["benchmark", "xdist"])
         assert run.ret == 0
         assert "Benchmarks are automatically disabled" in run.result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("{'data': [float('nan')]}", "ValueError: a round of nan s"),
+        ("{'data': [1.0, float('inf')]}", "ValueError: a round of inf s"),
+        ("{'data': []}", "ValueError: a benchmark without a round"),
+        ("{'group': 1}", "TypeError: int where str or NoneType is expected"),
+    ],
+)
+def test_forged(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, changed: str, said: str) -> None:
+    """What is no timing fails the test that sent it; the table and the file have the others'."""
+    pytester.makepyfile(
+        f"""
+        def test_forges(benchmark):
+            from pytest_crate.plugin.interplay import benchmark as adapter
+            packed = adapter._packed
+            adapter._packed = lambda measured: packed(measured) | {changed}
+            benchmark.pedantic(int, rounds=2)
+        def test_later(benchmark): benchmark.pedantic(int, rounds=2)
+        """
+    )
+    file = tmp_path / "benchmarks.json"
+    run = run_inner("--crate-all", f"--benchmark-json={file}", plugins=["benchmark"])
+    assert (run.outcomes()["passed"], run.outcomes()["errors"]) == (2, 1), run.text
+    text = run.of("test_forges", "teardown")["longrepr"]
+    assert text == f"what benchmark kept in the crate could not be used: {said}"
+    assert [benchmark["name"] for benchmark in json.loads(file.read_text())["benchmarks"]] == ["test_later"]

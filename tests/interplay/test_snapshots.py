@@ -77,6 +77,30 @@ def test_syrupy(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     assert len(written[-1]) < len(written[1])
 
 
+@pytest.mark.parametrize("part", ["index", "data"])
+def test_what_syrupy_could_not_write(pytester: pytest.Pytester, run_inner: RunInner, part: str) -> None:
+    """A snapshot that can't be written fails the test that sent it; the file has the others'."""
+    value = {"index": "'\\udcff'", "data": "{'text': '\\udcff'}"}[part]
+    pytester.makepyfile(
+        f"""
+        def test_forges(snapshot):
+            assert "x" == snapshot
+            from pytest_crate.plugin.interplay import syrupy
+            take = syrupy._Snapshots.take
+            def forged(self, item):
+                taken = take(self, item)
+                taken["written"][0]["{part}"] = {value}
+                return taken
+            syrupy._Snapshots.take = forged
+        def test_later(snapshot): assert "y" == snapshot
+        """
+    )
+    run = run_inner("--crate-all", "--snapshot-update", plugins=["syrupy"])
+    assert run.outcomes() == {"passed": 2, "errors": 1}, run.text
+    assert "surrogates not allowed" in run.of("test_forges", "teardown")["longrepr"]
+    assert "'y'" in next(pytester.path.rglob("*.ambr")).read_text()
+
+
 def test_syrupy_stays_at_home(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
     """A test that says where to write is not believed: the place is syrupy's own reckoning, below the root."""
     pytester.makepyfile(

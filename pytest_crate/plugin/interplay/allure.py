@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_crate.plugin import transfer
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
 
 _ATTACHMENT = re.compile(r"[0-9a-f-]{36}-attachment\.[\w.-]{1,50}", re.ASCII)
@@ -65,11 +66,13 @@ class _Results(Adapter):
         model: Any = sys.modules["allure_commons.model2"]
         hook = commons.plugin_manager.hook
         result = self._listener.allure_logger.get_test(None)
-        for name, value in expect(data["result"], dict).items():
+        # Allure writes its files as UTF-8: what can't be so would end the run.
+        told, added, containers = (transfer.encodable(data[name]) for name in ("result", "added", "containers"))
+        for name, value in expect(told, dict).items():
             if name not in _FIELDS:
                 raise ValueError(f"{name!r} is not a test's to say")
             setattr(result, name, _unpacked(name, value))
-        for name, arguments in expect(data["added"], list):
+        for name, arguments in expect(added, list):
             if name not in _ADDED:
                 raise ValueError(f"{name!r} is not a test's to do")
             getattr(self._listener, name)(**expect(arguments, dict))
@@ -77,7 +80,7 @@ class _Results(Adapter):
             if not _ATTACHMENT.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of an attachment")
             hook.report_attached_data(body=to_bytes(expect(body, str)), file_name=name)
-        for fields in expect(data["containers"], list):
+        for fields in expect(containers, list):
             made = {name: _unpacked(name, value) for name, value in expect(fields, dict).items()}
             hook.report_container(container=model.TestResultContainer(**made))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pstats
 import sys
 from pathlib import Path
@@ -55,10 +56,19 @@ class _Benchmarks(Adapter):
             fixture.has_error = expect(packed["has_error"], bool)
             fixture.skipped = expect(packed["skipped"], bool)
             measured = fixture._make_stats(expect(packed["iterations"], int))  # noqa: SLF001
-            measured.stats.data = [float(expect(seconds, (int, float))) for seconds in expect(packed["data"], list)]
+            measured.stats.data = [_seconds(seconds) for seconds in expect(packed["data"], list)]
+            if not measured.stats.data and not fixture.has_error:
+                raise ValueError("a benchmark without a round")
             if packed["profile"] is not None:
                 _add_profile(fixture, measured, packed["profile"])
             self._session.benchmarks.append(measured)
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(expect(value, (int, float)))
+    if not math.isfinite(seconds):  # the plugin's statistics would raise at the session's end
+        raise ValueError(f"a round of {seconds} s")
+    return seconds
 
 
 def _packed(measured: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class _Snapshots(Adapter):
                 f"the class {write['extension']} isn't known outside the test: define it in a module to write with it"
             )
         extension = kind()
-        index = expect(write["index"], (int, str))
+        index = write["index"] if isinstance(write["index"], int) else _text(write["index"])
         # syrupy's own reckoning of where a snapshot is, whatever the test says.
         target = os.path.realpath(extension.get_location(test_location=place, index=index))
         if not target.startswith(os.path.realpath(item.config.rootpath) + os.sep):
@@ -119,4 +119,10 @@ def _packed(data: Any) -> dict[str, str]:
 
 
 def _unpacked(data: Any) -> str | bytes:
-    return to_bytes(data["bytes"]) if "bytes" in data else str(expect(data["text"], str))
+    return to_bytes(data["bytes"]) if "bytes" in data else _text(data["text"])
+
+
+def _text(value: Any) -> str:
+    text = str(expect(value, str))
+    text.encode()  # syrupy would raise at the session's end, with a file of many tests' half written
+    return text
