@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_crate.sandbox.sandbox import _LAUNCH as LAUNCH
 from tests import leftovers
 from tests.faults.conftest import ROOT, Thoroughness
 
@@ -46,14 +47,13 @@ def test_body(number, slow, tmp_path):
     daemon = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     time.sleep(0.03)
     assert daemon.poll() is None
-    (DONE / f"test_body[{{number}}]").touch()
+    (DONE / f"test_body[{{number}}]").write_text(os.readlink("/proc/self/ns/pid"))
 
 @pytest.mark.crate(memory="256m", timeout=60)
 @pytest.mark.parametrize("number", range({half}))
 def test_program(number, crate_sandbox):
-    done = crate_sandbox.run(["sh", "-c", "sleep 1000 & sleep 0.05; echo done"], check=True)
-    assert done.stdout == "done\\n"
-    (DONE / f"test_program[{{number}}]").touch()
+    done = crate_sandbox.run(["sh", "-c", "sleep 1000 & sleep 0.05; readlink /proc/self/ns/pid"], check=True)
+    (DONE / f"test_program[{{number}}]").write_text(done.stdout.strip())
 """
 CONFTEST = """
 import json, os
@@ -63,6 +63,8 @@ import pytest
 RESULTS = Path({results!r})
 
 def pytest_runtest_logreport(report):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # the controller's word counts
     with RESULTS.open("a") as file:
         keep = {{"name": report.nodeid.partition("::")[2], "when": report.when, "outcome": report.outcome}}
         print(json.dumps({{**keep, "text": report.longreprtext}}), file=file, flush=True)
@@ -70,24 +72,30 @@ def pytest_runtest_logreport(report):
 
 # How a failure puts it that a process was killed, by that process.
 TOLD = {
-    "launcher": r"launcher|it ended",
+    "launcher": r"ask the launcher: (it ended|no answer: )",
     "init": r"SIGKILL|init was killed|init ended",
     "builder": r"the builder was killed|Broken pipe",
     # The last where it was a process of the test's own, which looks after it.
     "payload": r"SIGKILL|returncode: -9|the process that should fork died",
+    "worker": r"crashed while running",
 }
+
+# Since when the moments of a plan are counted, and how long it then takes until all is over, about.
+SINCE = {"the start": 1.2, "the first test": 1.2, "the last test": 0.3}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is killed in one run, and when: seconds after the first test has begun, or after the start of pytest."""
+    """What is killed in one run, and when.
+
+    :ivar kills: each with its moment, in seconds after :attr:`since`.
+    :ivar since: of :data:`SINCE`: the start of pytest, or the end of a test.
+    :ivar with_xdist: the tests run in two workers, each with a launcher of its own.
+    """
 
     kills: tuple[tuple[str, float], ...]
-    from_start: bool
-
-    @property
-    def with_xdist(self) -> bool:
-        return any(target == "worker" for target, _ in self.kills)
+    since: str
+    with_xdist: bool = False
 
 
 def make_plans(seed: int) -> Iterator[Plan]:
@@ -95,13 +103,16 @@ def make_plans(seed: int) -> Iterator[Plan]:
     source = random.Random(seed)
     while True:
         kind = source.choice(["pytest", "pytest and launcher", "worker", "inside", "inside", "inside"])
-        if kind == "inside":
-            kills = [
-                (source.choice(["launcher", "init", "payload", "builder"]), source.uniform(0, 1.2)) for _ in range(5)
-            ]
-        else:
-            kills = [(kind, source.uniform(0, 1.2))]
-        yield Plan(kills=tuple(sorted(kills, key=lambda kill: kill[1])), from_start=source.random() < 0.2)
+        since = source.choice(["the start", "the first test", "the first test", "the first test", "the last test"])
+        if kind == "worker" and since == "the start":
+            since = "the first test"  # a worker killed before it is one ends xdist's controller, crates or not
+        kinds = source.choices(["launcher", "init", "payload", "builder"], k=5) if kind == "inside" else [kind]
+        kills = [(each, source.uniform(0, SINCE[since])) for each in kinds]
+        yield Plan(
+            kills=tuple(sorted(kills, key=lambda kill: kill[1])),
+            since=since,
+            with_xdist=kind == "worker" or source.random() < 0.2,
+        )
 
 
 class Run:
@@ -141,9 +152,8 @@ class Run:
     def do(self) -> str:
         """Run it, kill, and return what it printed."""
         process = self.start(*(["-n", "2"] if self.plan.with_xdist else []))
-        if not self.plan.from_start:
-            while not self.results.stat().st_size and process.poll() is None:
-                time.sleep(0.002)
+        while not self._has_begun() and process.poll() is None:
+            time.sleep(0.002)
         began = time.monotonic()
         for target, moment in self.plan.kills:
             time.sleep(max(0.0, began + moment - time.monotonic()))
@@ -158,28 +168,30 @@ class Run:
         self.code = process.returncode
         return printed
 
+    def _has_begun(self) -> bool:
+        """Tell whether the moments of the plan are counted from now on."""
+        match self.plan.since:
+            case "the first test":
+                return self.results.stat().st_size > 0
+            case "the last test":
+                return len(self.outcomes()) == TESTS
+        return True
+
     def _kill(self, target: str, pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            tree = psutil.Process(pid).children(recursive=True)
-            launchers = [each for each in tree if each.name() == "crate-launcher"]
-            own = {pid, *(each.pid for each in launchers)}
-            found = {
-                "pytest": [psutil.Process(pid)],
-                "pytest and launcher": [psutil.Process(pid), *launchers],
-                "worker": [each for each in psutil.Process(pid).children() if each.pid not in own],
-                "launcher": launchers,
-                "init": [each for each in tree if each.name() == "crate-init"],
-                "builder": [each for each in tree if each.name() == "crate-builder"],
-                # One that is being born to be an init, or a program, is among them.
-                "payload": [
-                    each for each in tree if each.pid not in own and each.name() not in ("crate-init", "crate-builder")
-                ],
-            }[target]
-            if found and target != "pytest and launcher":
-                found = [found[len(self.hit) % len(found)]]
-            for each in found:
+            root = psutil.Process(pid)
+            found = processes_of(root, with_xdist=self.plan.with_xdist)
+            if target == "pytest and launcher":
+                victims = [root, *found["launcher"]] if found["launcher"] else []
+            elif target == "pytest":
+                victims = [root]
+            else:
+                victims = found[target]
+                # One of them, not always the first.
+                victims = victims and [victims[len(self.hit) % len(victims)]]
+            for each in victims:
                 each.send_signal(signal.SIGKILL)
-            if found:
+            if victims:
                 self.hit.append(target)
 
     def outcomes(self) -> dict[str, list[tuple[str, str, str]]]:
@@ -191,26 +203,58 @@ class Run:
         return found
 
 
+def processes_of(root: psutil.Process, *, with_xdist: bool) -> dict[str, list[psutil.Process]]:
+    """Return the processes that descend from a run's pytest, by what they are."""
+    found: dict[str, list[psutil.Process]] = {kind: [] for kind in TOLD}
+    for each in root.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError), each.oneshot():
+            if each.status() != psutil.STATUS_ZOMBIE:
+                found[kind_of(each, root, with_xdist=with_xdist)].append(each)
+    return found
+
+
+def kind_of(process: psutil.Process, root: psutil.Process, *, with_xdist: bool) -> str:
+    if process.name() in ("crate-init", "crate-builder"):
+        return process.name().removeprefix("crate-")
+    parent = process.parent()
+    # Not its name, which a launcher gives itself late, and what it has just forked has, too.
+    if LAUNCH in process.cmdline() and (parent is None or LAUNCH not in parent.cmdline()):
+        return "launcher"
+    if parent is not None and LAUNCH in parent.cmdline():
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        (numbers,) = re.findall(r"^NSpid:(.*)$", status, re.MULTILINE)
+        if numbers.split()[-1] == "1":
+            return "init"
+        return "builder" if LAUNCH in process.cmdline() and len(numbers.split()) == 1 else "payload"
+    return "worker" if with_xdist and parent == root else "payload"
+
+
 def verify(run: Run, printed: str) -> Counter[str]:
     """Look at what became of each test.
 
     :returns: how many passed and failed.
     """
-    done = {path.name for path in run.shared.iterdir()}
+    done = {path.name: path.read_text() for path in run.shared.iterdir()}
+    whole = not any(target.startswith("pytest") for target in run.hit)
     counted: Counter[str] = Counter()
     outcomes = run.outcomes()
     for name, phases in outcomes.items():
         failures = [text for _, outcome, text in phases if outcome == "failed"]
         counted["failed" if failures else "passed"] += 1
-        if not failures and "call" in [when for when, _, _ in phases]:
-            assert name in done, f"{name} passed, and its body has not come to its end: {run.plan}"
+        whens = [when for when, _, _ in phases]
+        if not failures and "call" in whens:
+            assert done.get(name), f"{name} passed, and its body has not come to its end: {run.plan}"
+            assert done[name] != os.readlink("/proc/self/ns/pid"), f"{name} passed, and was in no crate: {run.plan}"
+        if whole and "worker" not in run.hit:
+            assert whens in (["setup", "call", "teardown"], ["setup", "teardown"]), f"{run.plan}: {name}: {phases}"
+            assert failures or "call" in whens, f"{run.plan}: {name}: {phases}"
     # The end of xdist's controller, crates or not, that has work for a worker which was killed a moment before: execnet
     # can't send it, and nobody there expects that.
     broken_off = "worker" in run.hit and "INTERNALERROR> OSError: cannot send (already closed?)" in printed
     assert broken_off or "INTERNALERROR" not in printed, printed
-    if not broken_off and not any(target.startswith("pytest") for target, _ in run.plan.kills):
-        assert run.code in (0, 1), printed
+    if whole and not broken_off:
         assert len(outcomes) == TESTS, f"{run.plan}: {sorted(outcomes)}\n{printed}"
+        assert run.code == (1 if counted["failed"] else 0), printed
         # One test runs in a crate, the next one's is prepared; a launcher has both.
         assert counted["failed"] <= 2 * len(run.hit), printed
     return counted
@@ -238,7 +282,7 @@ def test_random_kills(
 
 def told(run: Run) -> None:
     """Look whether each failure says what happened."""
-    words = "|".join(TOLD[target] for target in set(run.hit) & TOLD.keys()) or "crashed while running"
+    words = "|".join(TOLD[target] for target in set(run.hit) & TOLD.keys()) or "$ nothing"
     for name, phases in run.outcomes().items():
         for when, outcome, text in phases:
             if outcome == "failed":
@@ -259,7 +303,7 @@ def nothing_left(run: Run, places: tuple[str, str], before: dict[str, set[str]])
                 pass
         assert time.monotonic() < end, f"{run.plan}, {run.hit}: {left}"
         time.sleep(0.01)
-    assert os.listdir(run.directory / "temporary") == []
+    assert [os.listdir(run.directory / name) for name in ("temporary", "home")] == [[], []]
 
 
 SLOW_INIT = """
@@ -274,7 +318,7 @@ sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + "sys.path.insert(0, {
 def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: tuple[str, str], way: str) -> None:
     """An init whose launcher was killed before it asked for a signal at that ends, though the word to go on waits."""
     before = leftovers.what_was_there(places)
-    run = Run(tmp_path / "run", Plan(kills=(), from_start=True))
+    run = Run(tmp_path / "run", Plan(kills=(), since="the start"))
     begun = run.directory / "begun"
     with (run.directory / "conftest.py").open("a") as conftest:
         conftest.write(SLOW_INIT.format(begun=str(begun), way=way, root=str(ROOT)))
