@@ -13,8 +13,9 @@ import pytest
 
 from tests.inner import BothWays
 
+# It says that it waits in the line in which it waits, and by C alone: the signal may come at once.
 BODY = """
-import signal, time, pytest
+import os, signal, time, pytest
 @pytest.fixture(scope="session", autouse=True)
 def wide(tmp_path_factory):
     yield
@@ -26,9 +27,9 @@ def narrow(tmp_path_factory):
 def test_before(): pass
 def test_waits(narrow, tmp_path_factory):
     STATEMENT
-    (tmp_path_factory.getbasetemp() / "started").touch()
+    started = str(tmp_path_factory.getbasetemp() / "started")
     while True:
-        time.sleep(0.01)
+        os.close(os.open(started, os.O_CREAT | os.O_WRONLY)) or time.sleep(0.01)
 """
 LINE = next(number for number, line in enumerate(BODY.splitlines(), 1) if "time.sleep" in line)
 
