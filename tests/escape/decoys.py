@@ -196,8 +196,11 @@ def _posix_shared_memory(token: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _message_queue(token: str) -> Iterator[None]:
     name = f"/{token}".encode()
-    descriptor = _LIBC.mq_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666, None)
-    assert descriptor >= 0
+    # struct mq_attr: one message of 64 bytes. A user's are limited (RLIMIT_MSGQUEUE), and a killed run leaves its own.
+    attributes = (ctypes.c_long * 8)(0, 1, 64)
+    descriptor = _LIBC.mq_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666, attributes)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), token)
     os.close(descriptor)
     try:
         yield
