@@ -19,7 +19,8 @@ from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc, namespaces, processes
 from pytest_crate.sandbox import steps, wire
 from pytest_crate.sandbox.design import Design
-from pytest_crate.sandbox.init import BUILD, furnish
+from pytest_crate.sandbox.furnishing import furnish
+from pytest_crate.sandbox.init import BUILD
 
 _STEP = "start the builder"
 

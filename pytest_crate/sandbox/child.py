@@ -1,6 +1,6 @@
-"""One straight line from a fresh fork to the payload: join the cgroup, enter the namespaces, give up power.
+"""One straight line from a new process to the payload: join the cgroup, enter the namespaces, give up power.
 
-The *payload* is a test's body, forked from pytest, or a program, forked from the launcher. Its life:
+The *payload* is a test's body, forked from pytest, or a program, started by the launcher. Its life:
 it is born in the crate's PID namespace, joins the measured cgroup before it allocates anything of
 its own, enters the other namespaces, drops what it may not have, and becomes the user's code.
 """

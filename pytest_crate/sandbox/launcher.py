@@ -1,9 +1,10 @@
 """The launcher process: makes crates, runs programs in them, and removes them, whatever happens to pytest.
 
 Theory of operation. pytest starts one *launcher*, the first time that it needs a crate, and asks it
-for crates over a socket. The launcher is small and has one thread, so its forks are cheap and do
-not grow with pytest's memory. For each crate it makes a cgroup and forks an *init*, pid 1 of new
-namespaces, which builds the root and then waits. A *payload*, forked from pytest (a body) or from
+for crates over a socket. The launcher is small and has one thread, and does not grow with pytest's
+memory. For each crate it makes a cgroup and an *init*, pid 1 of new namespaces, in which a *builder*
+mounts the root; or the init does so itself, where it is a fork of the launcher's (an ordinary user's, and
+where the package was built without a compiler). A *payload*, forked from pytest (a body) or born of
 the launcher (a program), enters them. Killing init kills all that lives in the crate, daemons
 included (pid_namespaces(7)). When pytest ends, even by SIGKILL, the launcher sees it, kills every
 init and removes every cgroup; when the launcher ends, each init gets SIGKILL from the kernel.
@@ -88,7 +89,7 @@ class Crate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Building:
-    """A crate whose init is at work on its root.
+    """A crate whose root is being mounted.
 
     :ivar channel: on which init, or the builder, says that its root is ready.
     :ivar deadline: until when it has to be.
