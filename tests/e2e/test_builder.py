@@ -1,0 +1,159 @@
+"""The builder, and inits that furnish their own roots: what goes wrong with one root is nothing to the next."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.needs("root", "overlay", "calls")
+
+LAUNCHER = """
+from pytest_crate.sandbox import sandbox
+
+assert sandbox._LAUNCH.endswith("; main()")
+sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + "exec(" + repr({program!r}) + "); main()"
+sandbox.Engine.prepare = lambda *_: None  # each crate is begun by its own test
+"""
+
+TESTS = """
+import os
+import psutil
+import pytest
+
+PIDS = []
+
+def builder():
+    (found,) = [each for each in psutil.Process().children(recursive=True) if each.name() == "crate-builder"]
+    return found
+
+def places(pid):
+    names = [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")]
+    return [*names, os.readlink(f"/proc/{pid}/root"), len(os.listdir(f"/proc/{pid}/fd"))]
+
+def test_before(crate_sandbox):
+    assert crate_sandbox.run(["hostname"]).stdout != "bad\\n"
+    PIDS.append((builder().pid, places(builder().pid)))
+
+@pytest.mark.crate(hostname="bad")
+def test_bad(crate_sandbox): pass
+
+def test_after(crate_sandbox):
+    assert crate_sandbox.run(["true"]).returncode == 0
+    assert os.readlink(f"/proc/{builder().pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    assert builder().cwd() == "/"
+    same = (builder().pid, places(builder().pid)) == PIDS[0]
+    print("the same builder" if same else "another builder", PIDS, builder().pid, places(builder().pid))
+"""
+
+
+def run_with(pytester: pytest.Pytester, program: str) -> str:
+    """Run the tests with a launcher that does something first; return what pytest printed."""
+    pytester.makeconftest(LAUNCHER.format(program=program))
+    pytester.makepyfile(TESTS)
+    done = pytester.runpytest_subprocess("-rP", "-p", "no:cacheprovider", "-p", "no:rerunfailures")
+    assert done.parseoutcomes() == {"passed": 2, "errors": 1}
+    return done.stdout.str()
+
+
+def test_a_root_that_cannot_be_furnished(pytester: pytest.Pytester) -> None:
+    """The builder tells why, leaves the crate's namespaces, keeps nothing of it, and furnishes the next root."""
+    printed = run_with(
+        pytester,
+        """
+import errno, os, sys
+from pytest_crate.errors import SandboxError
+from pytest_crate.sandbox import mounts
+perform = mounts.Proc.perform
+def refuse(self, shop):
+    if os.uname().nodename == "bad":
+        raise SandboxError("try it", syscall="mount", path="/here", errno=errno.EIO)
+    perform(self, shop)
+mounts.Proc.perform = refuse
+""",
+    )
+    assert "crate: try it: mount(/here): Input/output error (errno 5)" in printed
+    assert "the same builder" in printed
+
+
+def test_a_builder_that_hangs(pytester: pytest.Pytester) -> None:
+    """It is killed when a root is not ready in time, and another furnishes the next one."""
+    printed = run_with(
+        pytester,
+        """
+import time
+from pytest_crate.sandbox import builder, launcher
+launcher._READY_SECONDS = 1
+furnish = builder.furnish
+builder.furnish = lambda design, *a, **k: (
+    time.sleep(100) if design.hostname == "bad" else furnish(design, *a, **k)
+)
+""",
+    )
+    assert "crate: build the crate: its process did not get ready within" in printed
+    assert "another builder" in printed
+
+
+def test_a_builder_that_cannot_leave(pytester: pytest.Pytester) -> None:
+    """It says so and ends: whatever is asked next is asked of another one."""
+    printed = run_with(
+        pytester,
+        """
+import os
+from pytest_crate.sandbox import builder
+take = builder._WayBack.take
+def stay(self, kinds):
+    if os.uname().nodename == "bad":
+        raise OSError(1, "no way back")
+    take(self, kinds)
+builder._WayBack.take = stay
+""",
+    )
+    assert "crate: build the crate: Operation not permitted (errno 1)" in printed
+    assert "another builder" in printed
+
+
+def test_a_builder_that_is_killed(pytester: pytest.Pytester) -> None:
+    """The test whose root it was at fails with that."""
+    printed = run_with(
+        pytester,
+        """
+import os
+from pytest_crate.sandbox import builder
+furnish = builder.furnish
+builder.furnish = lambda design, *a, **k: (
+    os.kill(os.getpid(), 9) if design.hostname == "bad" else furnish(design, *a, **k)
+)
+""",
+    )
+    assert "crate: build the crate: the builder was killed" in printed
+    assert "another builder" in printed
+
+
+def test_an_init_that_hangs_without_a_builder(pytester: pytest.Pytester) -> None:
+    """A forked init that is not ready in time is given up likewise."""
+    pytester.makeconftest(
+        LAUNCHER.format(
+            program="""
+import time
+from pytest_crate.kernel import calls
+from pytest_crate.sandbox import init, launcher
+launcher._READY_SECONDS = 1
+calls.works = lambda: False
+furnish = init.furnish
+init.furnish = lambda design, *a, **k: time.sleep(100) if design.hostname == "bad" else furnish(design, *a, **k)
+"""
+        )
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.crate(hostname="bad")
+        def test_bad(crate_sandbox): pass
+
+        @pytest.mark.crate
+        def test_after(crate_sandbox): assert crate_sandbox.run(["true"]).returncode == 0
+        """
+    )
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:rerunfailures")
+    assert done.parseoutcomes() == {"passed": 1, "errors": 1}
+    assert "crate: build the crate: its process did not get ready within" in done.stdout.str()
