@@ -6,6 +6,8 @@ import os
 import select
 import signal
 
+from pytest_crate.kernel import libc
+
 
 def pidfd_has_ended(pidfd: int, *, within_sec: float = 0) -> bool:
     """Return whether a process has ended, or does so within so many seconds (pidfd_open(2): its descriptor is readable
@@ -17,7 +19,8 @@ def pidfd_has_ended(pidfd: int, *, within_sec: float = 0) -> bool:
 
 def has_ended(pid: int) -> bool:
     """Return whether a child has ended; it is still to be waited for."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    with libc.os_step("look whether a process has ended", "waitid", str(pid)):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def is_stopped(pid: int) -> bool:

@@ -121,8 +121,11 @@ class _WayBack:
         for kind in kinds:
             libc.setns(f"leave the crate's {kind} namespace", self.namespaces[kind], namespaces.KINDS[kind], kind)
         # The mount namespace gave us its own root (setns(2)); pytest's may be another (chroot(2)).
-        os.fchdir(self.root)
-        os.chroot(".")
+        step = "leave the crate's root"
+        with libc.os_step(step, "fchdir", "/"):
+            os.fchdir(self.root)
+        with libc.os_step(step, "chroot", "/"):
+            os.chroot(".")
 
 
 def _build(

@@ -132,11 +132,22 @@ def _failing(injector: Injector, name: str, function: Callable[..., Any]) -> Cal
     return call
 
 
-def _filter(call: int, number: int) -> bytes:
-    """Return a filter by which a system call fails with an errno (linux/filter.h, linux/seccomp.h)."""
-    load_number, jump_if_equal, give = 0x20, 0x15, 0x06
-    instructions = ((load_number, 0, 0, 0), (jump_if_equal, 0, 1, call), (give, 0, 0, 0x50000 | number))
-    return b"".join(struct.pack("<HBBI", *each) for each in (*instructions, (give, 0, 0, 0x7FFF0000)))
+def _filter(call: int, number: int, length: int | None) -> bytes:
+    """Return a filter by which a system call fails with an errno (linux/filter.h, linux/seccomp.h).
+
+    :param length: only where that is its third argument.
+    """
+    load, jump_if_equal, give, refuse, allow = 0x20, 0x15, 0x06, 0x50000 | number, 0x7FFF0000
+    third = ((load, 0, 0, 32), (jump_if_equal, 0, 1, length)) if length is not None else ()
+    skipped = 1 + len(third)
+    instructions = (
+        (load, 0, 0, 0),
+        (jump_if_equal, 0, skipped, call),
+        *third,
+        (give, 0, 0, refuse),
+        (give, 0, 0, allow),
+    )
+    return b"".join(struct.pack("<HBBI", *each) for each in instructions)
 
 
 def _fail_recorded(injector: Injector) -> None:
@@ -149,7 +160,9 @@ def _fail_recorded(injector: Injector) -> None:
         number = 0 if waits else injector.refuses(name, keys.get("path", ""), retried=True)
         if number:
             # It is the last one of its process, which any filter may be put on by then.
-            refused = _filter(libc.NUMBERS[name], number)
+            # What it writes is of another length than what it has to tell of that.
+            length = args[2] if name == "write" else None
+            refused = _filter(libc.NUMBERS[name], number, length if isinstance(length, int) else None)
             capabilities.no_new_privs(call=functools.partial(add, table))
             seccomp.install(refused, call=functools.partial(add, table))
         return add(table, step, name, *args, **keys)
