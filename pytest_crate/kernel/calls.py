@@ -216,7 +216,8 @@ class Birth:
         """Record that the child is born, and waits until it is known.
 
         :param flags: of clone(2).
-        :param cgroup: descriptor of a control group of version 2 for it to be born in; None for the parent's.
+        :param cgroup: descriptor of a control group of version 2 for it to be born in, which it then closes; None for
+            the parent's.
         """
         flags |= libc.CLONE_PARENT
         if cgroup is None:
@@ -225,6 +226,9 @@ class Birth:
             arguments = namespaces.clone_arguments(flags | libc.CLONE_INTO_CGROUP, cgroup)
             self.table.add(self.step, "clone3", arguments, 8 * len(arguments.words), flags=_SPLIT)
         self.table.add(self.step, "read", self._waiting, b" ", 1, flags=_NOT_ZERO)
+        if cgroup is not None:
+            # It is a directory of the host's: a link to /proc/self/fd would lead there (CVE-2024-21626).
+            self.table.add(self.step, "close", cgroup)
 
     def say_ready(self) -> None:
         """Record that the child says that it has come this far."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_crate.kernel import hierarchies
 
 if TYPE_CHECKING:
     from tests.escape.conftest import RunHere
@@ -81,6 +86,48 @@ def test_without_being_hidden_it_can(run_here: RunHere, without: str, before: st
     unhidden = "from pytest_crate.sandbox import child; child.hide = lambda **_: None"
     caught = caught_by_the_watcher(run_here(SOURCE, without=f"{without or 'pass'}; {unhidden}"))
     assert [name for name in caught if name.startswith(before)]
+
+
+LED_ASTRAY = """
+    import pytest
+    from pytest_crate import SandboxError
+
+    @pytest.mark.crate
+    def test_drives(crate_sandbox, crate_sandbox_factory):
+        other = crate_sandbox_factory()
+        crate_sandbox.run(["sh", "-c", "for n in $(seq 0 63); do ln -s /proc/self/fd/$n /tmp/to-$n; done"], check=True)
+        entered = []
+        for number in range(64):
+            try:
+                crate_sandbox.run(["true"], cwd=f"/tmp/to-{number}")
+            except SandboxError as error:
+                assert error.errno in (2, 20), error  # it isn't there, or is no directory
+            else:
+                entered.append(number)
+        print("entered", entered)
+"""
+
+
+@pytest.fixture
+def born_in_cgroup() -> Iterator[list[str]]:
+    """Options with which programs are born in their control groups: of version 2, also where that has no limits."""
+    mounts = hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    second = [mount.point for mount in mounts if mount.version == 2]
+    if not second or not any(mount.version == 1 for mount in mounts):
+        yield []
+        return
+    directory = Path(second[0], f"pytest-crate-test-{os.getpid()}")
+    directory.mkdir()
+    yield ["-o", f"crate_cgroup_parent={directory}"]
+    directory.rmdir()
+
+
+@pytest.mark.parametrize("without", ["", FORKED], ids=["born", "forked"])
+def test_its_directory_leads_nowhere_else(run_here: RunHere, born_in_cgroup: list[str], without: str) -> None:
+    """A working directory that is a link to one of its descriptors, be it of its control group's or of another crate's
+    root, leads nowhere: it has none of a directory by then (CVE-2024-21626)."""
+    printed = run_here(LED_ASTRAY, without=without, args=born_in_cgroup)
+    assert "entered []" in printed, printed
 
 
 STOPPER = textwrap.dedent("""
