@@ -253,7 +253,11 @@ class Birth:
         pid = None
         try:
             self._for_child.close()
-            pid = self.hear()
+            # If it is killed before it tells of a child, that one waits for ever, and keeps open what we would read.
+            with libc.os_step(self.step, "waitid"):
+                ended = os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code == os.CLD_EXITED:
+                pid = self.hear()
         finally:
             if pid is None:
                 namespaces.end_both(first)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import calls, libc
+from pytest_crate.kernel import calls, libc, seccomp
 
 pytestmark = pytest.mark.needs("calls")
 
@@ -114,6 +115,26 @@ def test_the_first_process_is_killed() -> None:
     before = children()
     with calls.Birth(STEP, "pytest-crate-test") as birth:
         birth.table.add(STEP, "prctl", 22, 1, 0, 0, 0)  # PR_SET_SECCOMP, strict: the next call is its end
+        birth.split(0)
+        with pytest.raises(SandboxError, match="the process that should fork died"):
+            birth.give([])
+    assert children() == before
+
+
+def test_the_first_process_is_killed_before_it_tells() -> None:
+    """A first process that dies when it has borne the child, and has not told its pid, leaves nothing either: nobody
+    waits for a word of the child's, which waits itself, and holds the pipe open."""
+    before = children()
+    is_write = struct.pack(
+        "=HBBIHBBIHBBIHBBI",
+        *(0x20, 0, 0, 0),  # load the call's number
+        *(0x15, 0, 1, libc.NUMBERS["write"]),
+        *(0x06, 0, 0, 0x80000000),  # SECCOMP_RET_KILL_PROCESS
+        *(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    )
+    with calls.Birth(STEP, "pytest-crate-test") as birth:
+        birth.table.add(STEP, "prctl", libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        seccomp.install(is_write, call=birth.table.add)
         birth.split(0)
         with pytest.raises(SandboxError, match="the process that should fork died"):
             birth.give([])
