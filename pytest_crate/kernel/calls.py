@@ -149,6 +149,9 @@ def _start(step: str, name: str, table: bytes, needed: Sequence[int], default_si
         with libc.os_step(step, "memfd_create"):
             memory = os.memfd_create(name, os.MFD_CLOEXEC)
         ours.callback(os.close, memory)
+        with libc.os_step(step, "ftruncate", name):
+            # Where a limit on files' sizes is below that, write(2) would write a part, and say nothing.
+            os.ftruncate(memory, len(table))
         with libc.os_step(step, "write"):
             os.write(memory, table)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import struct
 from collections.abc import Iterator
@@ -220,6 +221,20 @@ def test_a_long_table(birth: calls.Birth) -> None:
         birth.hear()
     assert (error.value.path, error.value.errno) == ("long", errno.ENAMETOOLONG)
     assert exit_code(pid) == 127
+
+
+def test_a_limit_on_the_sizes_of_files(birth: calls.Birth) -> None:
+    """A table that the limit cuts off is an error that says so, and no process carries out what is left of it."""
+    for _ in range(100):
+        birth.table.add(STEP, "chdir", b"/")
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(SandboxError) as error:
+            birth.give([])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert (error.value.syscall, error.value.errno) == ("ftruncate", errno.EFBIG)
 
 
 def test_a_call_that_has_no_number(birth: calls.Birth) -> None:
