@@ -194,7 +194,7 @@ class Launcher:
                 self._told(number, functools.partial(self._give_up, number))
 
     def _wait_entered(self, pid: int, descriptor: int, step: str) -> None:
-        """Wait for the word of a process that is entering a crate: bounded, and not beyond pytest's end.
+        """Wait for the word of a process that is entering a crate, or its first: bounded, not beyond pytest's end.
 
         The other crates' time runs meanwhile. Where a program lives already, it may send signals to who enters.
 
@@ -335,6 +335,7 @@ class Launcher:
             pid = bear_init(design, birth, kinds)
             undo.callback(processes.end, pid)
             # While it makes the base; what it can't do it tells.
+            self._wait_entered(pid, birth.reading, BUILD)
             if birth.hear() is None:
                 raise init_ended(pid)
         handles = namespaces.NamespaceHandles.of_process(pid, kinds)
@@ -528,7 +529,7 @@ class Launcher:
             try:
                 self._wait_entered(pid, birth.reading, step)
                 birth.hear()
-            except SandboxError:
+            except BaseException:
                 processes.end(pid)
                 raise
         return pid

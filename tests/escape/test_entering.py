@@ -187,3 +187,38 @@ def test_it_cannot_be_held_up_for_long(run_here: RunHere, without: str, expected
     signal is survived, or is the program's end."""
     printed = run_here(STOPPED.replace("EXPECTED", expected), without=without)
     assert "3 passed" in printed, printed
+
+
+SLOW = """
+from pytest_crate.kernel import libc
+from pytest_crate.sandbox import init
+prepare = init.prepare_base
+def wait_first(size_bytes, *, call):
+    call("wait", "ppoll", None, 0, libc.Words((4, 0)), None, 0)
+    prepare(size_bytes, call=call)
+init.prepare_base = wait_first
+"""
+
+TIMED = """
+    import subprocess, threading, time
+
+    def test_drives(crate_sandbox_factory):
+        ended = []
+        def wait(program):
+            program.stdout.read()
+            ended.append(time.monotonic())
+
+        sleeping = crate_sandbox_factory(timeout=1).popen(["sleep", "100"], stdout=subprocess.PIPE)
+        thread = threading.Thread(target=wait, args=[sleeping])
+        thread.start()
+        crate_sandbox_factory()
+        made = time.monotonic()
+        thread.join()
+        print("ended", made - ended[0] > 1)
+"""
+
+
+def test_an_init_that_is_slow_holds_no_other_crate_up(run_here: RunHere) -> None:
+    """While the launcher waits for an init to get ready, the time of the other crates runs."""
+    printed = run_here(TIMED, without=SLOW)
+    assert "ended True" in printed, printed
