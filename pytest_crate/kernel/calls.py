@@ -149,6 +149,9 @@ def _start(step: str, name: str, table: bytes, needed: Sequence[int], default_si
         with libc.os_step(step, "memfd_create"):
             memory = os.memfd_create(name, os.MFD_CLOEXEC)
         ours.callback(os.close, memory)
+        with libc.os_step(step, "ftruncate", name):
+            # Where a limit on files' sizes is below that, write(2) would write a part, and say nothing.
+            os.ftruncate(memory, len(table))
         with libc.os_step(step, "write"):
             os.write(memory, table)
         try:
@@ -216,7 +219,8 @@ class Birth:
         """Record that the child is born, and waits until it is known.
 
         :param flags: of clone(2).
-        :param cgroup: descriptor of a control group of version 2 for it to be born in; None for the parent's.
+        :param cgroup: descriptor of a control group of version 2 for it to be born in, which it then closes; None for
+            the parent's.
         """
         flags |= libc.CLONE_PARENT
         if cgroup is None:
@@ -225,6 +229,9 @@ class Birth:
             arguments = namespaces.clone_arguments(flags | libc.CLONE_INTO_CGROUP, cgroup)
             self.table.add(self.step, "clone3", arguments, 8 * len(arguments.words), flags=_SPLIT)
         self.table.add(self.step, "read", self._waiting, b" ", 1, flags=_NOT_ZERO)
+        if cgroup is not None:
+            # It is a directory of the host's: a link to /proc/self/fd would lead there (CVE-2024-21626).
+            self.table.add(self.step, "close", cgroup)
 
     def say_ready(self) -> None:
         """Record that the child says that it has come this far."""
@@ -249,7 +256,11 @@ class Birth:
         pid = None
         try:
             self._for_child.close()
-            pid = self.hear()
+            # If it is killed before it tells of a child, that one waits for ever, and keeps open what we would read.
+            with libc.os_step(self.step, "waitid"):
+                ended = os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code == os.CLD_EXITED:
+                pid = self.hear()
         finally:
             if pid is None:
                 namespaces.end_both(first)

@@ -241,10 +241,14 @@ def _fork_inside_rootless(handles: NamespaceHandles, cgroup: int | None) -> tupl
             ours.close()
             return 0, _bear_sibling(handles, cgroup, firsts.fileno())
         firsts.close()
-        pid = None
+        pid, answer = None, ""
         try:
-            with libc.os_step(_FORK_INSIDE, "read"):
-                answer = os.read(ours.fileno(), 64).decode()
+            # If it is killed before it tells of a sibling, that one waits for ever, and keeps open what we would read.
+            with libc.os_step(_FORK_INSIDE, "waitid"):
+                ended = os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code == os.CLD_EXITED:
+                with libc.os_step(_FORK_INSIDE, "read"):
+                    answer = os.read(ours.fileno(), 64).decode()
             with libc.os_step(_FORK_INSIDE, "waitpid"):
                 os.waitpid(first, 0)
             if answer.isdigit():

@@ -97,13 +97,7 @@ class Rider:
                 del os.environ[name]
             os.environ.update(environ)
             who = child.who_is(spec.user)
-            where = spec.workdir or where
-            try:
-                os.chdir(where)
-            except OSError as error:
-                raise SandboxError(
-                    "enter the working directory", syscall="chdir", path=where, errno=error.errno
-                ) from error
+            child.enter_directory(spec.workdir or where)
             self._clock.done("set the environment and the directory")
             child.confine(body.sandbox.entry, who, self._clock)
             body.sandbox.disown()

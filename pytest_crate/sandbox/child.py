@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -110,6 +111,28 @@ def confine(
     if entry.seccomp:
         seccomp.install(entry.seccomp, call=call)
     clock.done("install the system call filter")
+
+
+def enter_directory(path: str) -> None:
+    """Make a path in the crate, where the calling process is, its working directory.
+
+    What procfs shows of open descriptors is not followed: an image could make its directory a link to one of pytest's,
+    which may be of another crate, or of the host (CVE-2024-21626).
+
+    :raises SandboxError: it can't be.
+    """
+    step = "enter the working directory"
+    with libc.os_step(step, "open", "/"):
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = libc.open_in_root(step, root, path, os.O_PATH | os.O_DIRECTORY)
+    finally:
+        os.close(root)
+    try:
+        with libc.os_step(step, "fchdir", path):
+            os.fchdir(place)
+    finally:
+        os.close(place)
 
 
 def is_null(descriptor: int) -> bool:
@@ -217,10 +240,14 @@ def become_program(
         signal.set_wakeup_fd(-1)
         try:
             hide()
+            # Before a path is followed: by a link to /proc/self/fd it would lead to what the launcher holds of other
+            # crates (CVE-2024-21626). What is needed is close-on-exec.
+            needed = {failing, *stdio, *entry.namespaces.others.values()}
+            if entry.user_namespace is not None:
+                needed.add(entry.user_namespace)
+            for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
+                os.closerange(below + 1, above)
             enter_as(program, entry, who, stdio, joined=joined)
-            # They are close-on-exec.
-            os.closerange(3, failing)
-            os.closerange(failing + 1, 1 << 20)
             # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
             for number in IGNORED:
                 signal.signal(number, signal.SIG_DFL)
@@ -265,7 +292,6 @@ def bear_program(
                 directory = os.open(entry.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             opened.callback(os.close, directory)
             needed.append(directory)
-            birth.close_on_exec([directory])
         birth.split(0, directory)
         enter_as(program, entry, who, stdio, joined=directory is not None, call=table.add)
         env, name = program.env_of(who), program.argv[0]

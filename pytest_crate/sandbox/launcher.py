@@ -96,6 +96,7 @@ class Building:
     :ivar undo: removes what has been made so far.
     :ivar clock: notes the steps.
     :ivar handles: its namespaces, where they are open already.
+    :ivar builder: who mounts it; None where its init does.
     """
 
     design: Design
@@ -107,6 +108,7 @@ class Building:
     undo: contextlib.ExitStack
     clock: steps.Clock
     handles: namespaces.NamespaceHandles | None
+    builder: Builder | None
 
 
 class Launcher:
@@ -194,7 +196,7 @@ class Launcher:
                 self._told(number, functools.partial(self._give_up, number))
 
     def _wait_entered(self, pid: int, descriptor: int, step: str) -> None:
-        """Wait for the word of a process that is entering a crate: bounded, and not beyond pytest's end.
+        """Wait for the word of a process that is entering a crate, or its first: bounded, not beyond pytest's end.
 
         The other crates' time runs meanwhile. Where a program lives already, it may send signals to who enters.
 
@@ -321,6 +323,7 @@ class Launcher:
                 undo=undo.pop_all(),
                 clock=clock,
                 handles=handles,
+                builder=None if handles is None else self.builder,
             )
         self._poll.register(channel, select.POLLIN)
 
@@ -335,20 +338,21 @@ class Launcher:
             pid = bear_init(design, birth, kinds)
             undo.callback(processes.end, pid)
             # While it makes the base; what it can't do it tells.
+            self._wait_entered(pid, birth.reading, BUILD)
             if birth.hear() is None:
                 raise init_ended(pid)
         handles = namespaces.NamespaceHandles.of_process(pid, kinds)
         undo.callback(handles.close)
         if self.builder is None or processes.has_ended(self.builder.pid):
-            self._end_builder()
+            self._end_builder(self.builder)
             self.builder = Builder.start(self.own_pidfd)
         channel = self.builder.begin(self.design_data, handles)
         undo.callback(channel.close)
         return pid, handles, channel
 
-    def _end_builder(self) -> None:
-        """Kill the builder, whatever it is at; it is collected when it has ended."""
-        if self.builder is not None:
+    def _end_builder(self, which: Builder | None) -> None:
+        """Kill a builder, whatever it is at, if no other has its place yet; it is collected when it has ended."""
+        if self.builder is not None and self.builder is which:
             self.ending.add(self.builder.pid)
             self.builder.channel.close()
             self.builder = None
@@ -401,8 +405,8 @@ class Launcher:
 
     def _give_up(self, number: int) -> None:
         with self._finished(number) as building:
-            if building.handles is not None:
-                self._end_builder()  # it hangs, and what else was asked of it is lost
+            if building.builder is not None:
+                self._end_builder(building.builder)  # it hangs, and what else was asked of it is lost
             raise SandboxError(BUILD, detail=_NOT_READY)
 
     @contextlib.contextmanager
@@ -421,16 +425,16 @@ class Launcher:
 
         :raises SandboxError: it is not ready; with the reason.
         """
-        built = building.handles is not None
+        built = building.builder is not None
         try:
             told = hear(building.channel)
         except EndedEarly:
             if not built or self._ends(building.init):
                 raise init_ended(building.init) from None
-            self._end_builder()
+            self._end_builder(building.builder)
             raise SandboxError(BUILD, detail="the builder was killed") from None
         if told.get("last"):
-            self._end_builder()  # it ends itself, and would leave undone what it is asked for now
+            self._end_builder(building.builder)  # it ends itself, and would leave undone what it is asked for now
         if "error" in told and built and self._ends(building.init):
             raise init_ended(building.init)  # whoever furnishes its root only sees what that leads to
         raise_told(told)
@@ -528,7 +532,7 @@ class Launcher:
             try:
                 self._wait_entered(pid, birth.reading, step)
                 birth.hear()
-            except SandboxError:
+            except BaseException:
                 processes.end(pid)
                 raise
         return pid
@@ -671,7 +675,7 @@ class Launcher:
                 crate.release()
                 crate.cgroup.remove()
         self.crates.clear()
-        self._end_builder()
+        self._end_builder(self.builder)
         for pid in self.ending:
             processes.wait_for(pid, _PATIENCE_SECONDS)
         self.ending.clear()

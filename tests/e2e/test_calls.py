@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
+import struct
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import calls, libc
+from pytest_crate.kernel import calls, libc, seccomp
 
 pytestmark = pytest.mark.needs("calls")
 
@@ -120,6 +122,26 @@ def test_the_first_process_is_killed() -> None:
     assert children() == before
 
 
+def test_the_first_process_is_killed_before_it_tells() -> None:
+    """A first process that dies when it has borne the child, and has not told its pid, leaves nothing either: nobody
+    waits for a word of the child's, which waits itself, and holds the pipe open."""
+    before = children()
+    is_write = struct.pack(
+        "=HBBIHBBIHBBIHBBI",
+        *(0x20, 0, 0, 0),  # load the call's number
+        *(0x15, 0, 1, libc.NUMBERS["write"]),
+        *(0x06, 0, 0, 0x80000000),  # SECCOMP_RET_KILL_PROCESS
+        *(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    )
+    with calls.Birth(STEP, "pytest-crate-test") as birth:
+        birth.table.add(STEP, "prctl", libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        seccomp.install(is_write, call=birth.table.add)
+        birth.split(0)
+        with pytest.raises(SandboxError, match="the process that should fork died"):
+            birth.give([])
+    assert children() == before
+
+
 @pytest.mark.parametrize(
     ("paths", "number"),
     [
@@ -199,6 +221,20 @@ def test_a_long_table(birth: calls.Birth) -> None:
         birth.hear()
     assert (error.value.path, error.value.errno) == ("long", errno.ENAMETOOLONG)
     assert exit_code(pid) == 127
+
+
+def test_a_limit_on_the_sizes_of_files(birth: calls.Birth) -> None:
+    """A table that the limit cuts off is an error that says so, and no process carries out what is left of it."""
+    for _ in range(100):
+        birth.table.add(STEP, "chdir", b"/")
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(SandboxError) as error:
+            birth.give([])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert (error.value.syscall, error.value.errno) == ("ftruncate", errno.EFBIG)
 
 
 def test_a_call_that_has_no_number(birth: calls.Birth) -> None:

@@ -201,6 +201,17 @@ def test_a_child_of_a_user_namespace_without_a_cgroup(users: namespaces.Namespac
     assert rest == "True"
 
 
+@pytest.mark.needs("root", "user namespaces")
+def test_the_helper_is_killed_before_it_tells(
+    users: namespaces.NamespaceHandles, cgroup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper that dies when it has borne the child, and has not told its pid, leaves nothing, and holds nobody up."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(SandboxError, match="the process that should fork died"):
+            namespaces.fork_inside(users, cgroup)
+
+
 def test_a_dead_namespace_is_refused_as_ever(cgroup: str) -> None:
     """Nothing is born in it by either way."""
     if os.geteuid() != 0:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_crate.kernel import hierarchies
 
 if TYPE_CHECKING:
     from tests.escape.conftest import RunHere
@@ -83,6 +88,77 @@ def test_without_being_hidden_it_can(run_here: RunHere, without: str, before: st
     assert [name for name in caught if name.startswith(before)]
 
 
+LED_ASTRAY = """
+    import pytest
+    from pytest_crate import SandboxError
+
+    @pytest.mark.crate
+    def test_drives(crate_sandbox, crate_sandbox_factory):
+        other = crate_sandbox_factory()
+        crate_sandbox.run(["sh", "-c", "for n in $(seq 0 63); do ln -s /proc/self/fd/$n /tmp/to-$n; done"], check=True)
+        entered = []
+        for number in range(64):
+            try:
+                crate_sandbox.run(["true"], cwd=f"/tmp/to-{number}")
+            except SandboxError as error:
+                assert error.errno in (2, 20), error  # it isn't there, or is no directory
+            else:
+                entered.append(number)
+        print("entered", entered)
+"""
+
+
+@pytest.fixture
+def born_in_cgroup() -> Iterator[list[str]]:
+    """Options with which programs are born in their control groups: of version 2, also where that has no limits."""
+    mounts = hierarchies.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    second = [mount.point for mount in mounts if mount.version == 2]
+    if not second or not any(mount.version == 1 for mount in mounts):
+        yield []
+        return
+    directory = Path(second[0], f"pytest-crate-test-{os.getpid()}")
+    directory.mkdir()
+    yield ["-o", f"crate_cgroup_parent={directory}"]
+    directory.rmdir()
+
+
+@pytest.mark.parametrize("without", ["", FORKED], ids=["born", "forked"])
+def test_its_directory_leads_nowhere_else(run_here: RunHere, born_in_cgroup: list[str], without: str) -> None:
+    """A working directory that is a link to one of its descriptors, be it of its control group's or of another crate's
+    root, leads nowhere: it has none of a directory by then (CVE-2024-21626)."""
+    printed = run_here(LED_ASTRAY, without=without, args=born_in_cgroup)
+    assert "entered []" in printed, printed
+
+
+BODY_LED_ASTRAY = """
+    import os
+    import pytest
+
+    @pytest.fixture(scope="module")
+    def elsewhere(tmp_path_factory):
+        # A wider fixture's: a body has it, too. An image's /there is a link to it.
+        there = os.open(tmp_path_factory.mktemp("there"), os.O_PATH | os.O_DIRECTORY)
+        os.dup2(there, 60)
+        yield
+        os.close(60)
+
+    @pytest.fixture(scope="module", autouse=True)
+    def link(elsewhere, pytestconfig):
+        os.symlink("/proc/self/fd/60", pytestconfig.rootpath / "there")
+
+    @pytest.mark.crate(workdir="WORKDIR")
+    def test_body():
+        print("in", os.getcwd())
+"""
+
+
+def test_a_bodys_directory_leads_nowhere_else(run_here: RunHere, pytester: pytest.Pytester) -> None:
+    """A working directory that is a link to one of pytest's descriptors is refused to a body, whoever made the link."""
+    printed = run_here(BODY_LED_ASTRAY.replace("WORKDIR", str(pytester.path / "there")))
+    assert "enter the working directory: " in printed, printed
+    assert "1 error" in printed, printed
+
+
 STOPPER = textwrap.dedent("""
     import os, signal, sys, time
     last, end, number = os.getpid(), time.monotonic() + 60, int(sys.argv[1])
@@ -140,3 +216,38 @@ def test_it_cannot_be_held_up_for_long(run_here: RunHere, without: str, expected
     signal is survived, or is the program's end."""
     printed = run_here(STOPPED.replace("EXPECTED", expected), without=without)
     assert "3 passed" in printed, printed
+
+
+SLOW = """
+from pytest_crate.kernel import libc
+from pytest_crate.sandbox import init
+prepare = init.prepare_base
+def wait_first(size_bytes, *, call):
+    call("wait", "ppoll", None, 0, libc.Words((4, 0)), None, 0)
+    prepare(size_bytes, call=call)
+init.prepare_base = wait_first
+"""
+
+TIMED = """
+    import subprocess, threading, time
+
+    def test_drives(crate_sandbox_factory):
+        ended = []
+        def wait(program):
+            program.stdout.read()
+            ended.append(time.monotonic())
+
+        sleeping = crate_sandbox_factory(timeout=1).popen(["sleep", "100"], stdout=subprocess.PIPE)
+        thread = threading.Thread(target=wait, args=[sleeping])
+        thread.start()
+        crate_sandbox_factory()
+        made = time.monotonic()
+        thread.join()
+        print("ended", made - ended[0] > 1)
+"""
+
+
+def test_an_init_that_is_slow_holds_no_other_crate_up(run_here: RunHere) -> None:
+    """While the launcher waits for an init to get ready, the time of the other crates runs."""
+    printed = run_here(TIMED, without=SLOW)
+    assert "ended True" in printed, printed

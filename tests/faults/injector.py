@@ -29,9 +29,9 @@ from pytest_crate.sandbox import builder, child, launcher, sandbox, wire
 
 # Not close(2), which has closed its descriptor even where it fails, nor what can't fail.
 OS_CALLS = (
-    "chdir chmod chown chroot dup dup2 execve fchdir fork fstat getcwd kill killpg listdir lstat memfd_create mkdir "
-    "open pidfd_open pipe pipe2 posix_spawn read readlink rmdir scandir set_inheritable setpgid setsid stat statvfs "
-    "symlink unlink waitid waitpid write"
+    "chdir chmod chown chroot dup dup2 execve fchdir fork fstat ftruncate getcwd kill killpg listdir lstat "
+    "memfd_create mkdir open pidfd_open pipe pipe2 posix_spawn read readlink rmdir scandir set_inheritable "
+    "setpgid setsid stat statvfs symlink unlink waitid waitpid write"
 ).split()
 
 STAGES = {
