@@ -281,11 +281,22 @@ class RunFaulted(Protocol):
         """
 
 
+def copy_tests(directory: Path) -> str:
+    """Copy what inner runs have of these tests; return what is to be in their PYTHONPATH.
+
+    Not the checkout: what is tested is the installed package, and not that one's source.
+    """
+    tests = directory / ".packages" / "tests"  # where no inner run collects them
+    shutil.copytree(ROOT / "tests" / "faults", tests / "faults", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests" / "leftovers.py", tests)
+    return str(tests.parent)
+
+
 @pytest.fixture
 def run_faulted(tmp_path: Path) -> RunFaulted:
     """Run an inner pytest of root's in a process of its own."""
     python = [sys.executable, "-m", "pytest"]
-    return _runner(Ground(directory=tmp_path, python=python, python_path=str(ROOT)))
+    return _runner(Ground(directory=tmp_path, python=python, python_path=copy_tests(tmp_path)))
 
 
 @pytest.fixture
@@ -296,16 +307,14 @@ def run_faulted_as_user(packages_for_everyone: Path, interpreter_for_everyone: s
         directory = Path(name)
         directory.chmod(0o755)
         os.chown(directory, NOBODY, NOBODY)
-        ours = directory / "packages" / "tests"
-        shutil.copytree(ROOT / "tests" / "faults", ours / "faults", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "tests" / "leftovers.py", ours)
+        ours = copy_tests(directory)
         yield _runner(
             Ground(
                 directory=directory,
                 python=[interpreter_for_everyone, "-B", "-m", "pytest", "-p", "pytest_crate.plugin"],
-                python_path=f"{packages_for_everyone}:{directory}/packages",
+                python_path=f"{packages_for_everyone}:{ours}",
                 user=NOBODY,
-                libraries=libraries_of(interpreter_for_everyone, ours / "faults", "inside"),
+                libraries=libraries_of(interpreter_for_everyone, Path(ours, "tests", "faults"), "inside"),
             )
         )
 

@@ -22,7 +22,7 @@ import pytest
 
 from pytest_crate.sandbox.sandbox import _LAUNCH as LAUNCH
 from tests import leftovers
-from tests.faults.conftest import ROOT, Thoroughness
+from tests.faults.conftest import Thoroughness, copy_tests
 
 pytestmark = pytest.mark.needs("root", "overlay", "xdist", "memory limit")
 
@@ -74,7 +74,8 @@ def pytest_runtest_logreport(report):
 TOLD = {
     "launcher": r"ask the launcher: (it ended|no answer: )",
     "init": r"SIGKILL|init was killed|init ended",
-    "builder": r"the builder was killed|Broken pipe",
+    # The last where it was not one yet, but a process that was about to be started.
+    "builder": r"the builder was killed|Broken pipe|the process that should fork died",
     # The last where it was a process of the test's own, which looks after it.
     "payload": r"SIGKILL|returncode: -9|the process that should fork died",
     "worker": r"crashed while running",
@@ -125,6 +126,7 @@ class Run:
         for name in ("shared", "home", "temporary"):
             (directory / name).mkdir(parents=True)
         self.results.touch()
+        self.packages = copy_tests(directory)
         source = INNER.format(shared=str(self.shared), half=TESTS // 2)
         (directory / "test_inner.py").write_text(textwrap.dedent(source))
         (directory / "conftest.py").write_text(CONFTEST.format(results=str(self.results)))
@@ -137,7 +139,7 @@ class Run:
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory / "home"),
             "TMPDIR": str(self.directory / "temporary"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": self.packages,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", *options, f"--basetemp={self.directory}/base", *args],
@@ -321,7 +323,7 @@ def test_launcher_killed_before_init_asks_for_a_signal(tmp_path: Path, places: t
     run = Run(tmp_path / "run", Plan(kills=(), since="the start"))
     begun = run.directory / "begun"
     with (run.directory / "conftest.py").open("a") as conftest:
-        conftest.write(SLOW_INIT.format(begun=str(begun), way=way, root=str(ROOT)))
+        conftest.write(SLOW_INIT.format(begun=str(begun), way=way, root=run.packages))
     process = run.start()
     end = time.monotonic() + PATIENCE_SECONDS
     while not begun.exists() and process.poll() is None and time.monotonic() < end:
