@@ -87,12 +87,14 @@ class Lent:
 
     def take_back(self) -> None:
         """Have Ctrl-C interrupt pytest again, on a terminal that is as it was: a killed debugger restores nothing."""
-        if self._handles:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        # First of all: Ctrl-C, which by then raises, would leave it as the debugger had it.
         self._set(self._settings)
         if self._terminal >= 0:
             os.close(self._terminal)
+            self._terminal = -1
+        if self._handles:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _get(self) -> list[Any] | None:
         return termios.tcgetattr(self._terminal) if self._terminal >= 0 else None
