@@ -33,9 +33,9 @@ from typing import Any
 
 from pytest_crate.errors import HostError, SandboxError
 from pytest_crate.kernel import calls, capabilities, cgroup, id_range, identity, libc, namespaces, overlay, processes
-from pytest_crate.result import Exit
 from pytest_crate.sandbox import child, steps, wire
 from pytest_crate.sandbox.builder import Builder
+from pytest_crate.sandbox.crate import Crate
 from pytest_crate.sandbox.design import Design
 from pytest_crate.sandbox.init import (
     BUILD,
@@ -47,12 +47,10 @@ from pytest_crate.sandbox.init import (
     init_ended,
     raise_told,
 )
+from pytest_crate.sandbox.programs import Programs
 
 CONTROL_FD = 3
 """The descriptor on which a launcher finds its socket."""
-
-INIT_KILLED = "the crate's init was killed"
-"""Why nothing can be born in a crate."""
 
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
@@ -61,30 +59,6 @@ _LOOK_SECONDS = 0.1
 _MOST_STOPS = 30
 # What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
 _NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Crate:
-    """A crate as the launcher holds it.
-
-    :ivar deadline: when it is killed, of the monotonic clock; None for never.
-    :ivar ended: everything in it has been killed, init has been waited for.
-    """
-
-    cgroup: cgroup.Cgroup
-    init: int
-    handles: namespaces.NamespaceHandles
-    root: int
-    entry: child.Entry
-    deadline: float | None = None
-    timed_out: bool = False
-    ended: bool = False
-    programs: set[int] = dataclasses.field(default_factory=set)
-
-    def release(self) -> None:
-        """Close the descriptors that keep the crate's namespaces and mounts alive."""
-        self.handles.close()
-        os.close(self.root)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +109,7 @@ class Launcher:
         self.builder: Builder | None = None
         self.crates: dict[int, Crate] = {}
         self.building: dict[int, Building] = {}
-        self.programs: dict[int, int] = {}  # pid → descriptor on which its end is told
+        self.programs = Programs(self._wait_entered, recorded=self.calls)
         self.ending: set[int] = set()  # inits of crates that are removed
         self.unremoved: list[cgroup.Cgroup] = []  # what could not be removed yet
         self._poll = select.poll()
@@ -262,19 +236,8 @@ class Launcher:
 
     def _reap(self) -> None:
         """Collect ended programs and tell how each ended; collect the inits of crates that are removed."""
-        for pid in list(self.programs):
-            self._reap_program(pid, os.WNOHANG)
+        self.programs.reap()
         self._end_inits()
-
-    def _reap_program(self, pid: int, options: int) -> None:
-        ended, status = os.waitpid(pid, options)
-        if ended:
-            descriptor = self.programs.pop(pid)
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
-            finally:
-                os.close(descriptor)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -502,84 +465,13 @@ class Launcher:
             raise
 
     def _spawn(self, message: wire.Message, descriptors: list[int]) -> None:
-        crate = self._crate(message)
         program = child.Program.from_json(message["program"])
-        step = f"run {program.argv[0]}"
-        if crate.timed_out:
-            raise SandboxError(step, detail="the crate was killed at its timeout")
-        who = child.who_is(program.user, crate.root)
-        if self.calls:
-            pid = self._bear(crate, step, program, who, descriptors[:3])
-        else:
-            pid = self._fork(crate, step, program, who, descriptors[:3])
-        self.programs[pid] = descriptors.pop(3)
-        crate.programs.add(pid)
+        pid = self.programs.start(self._crate(message), program, descriptors[:3], descriptors[3])
+        descriptors.pop(3)
         self._reply({"pid": pid})
 
-    def _bear(
-        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
-    ) -> int:
-        """Have a program born in a crate by a process of few pages; return its pid."""
-        with calls.Birth(f"{step}: fork into the crate", "crate-program") as birth:
-            try:
-                pid = child.bear_program(program, crate.entry, who, stdio, birth)
-            except SandboxError as error:
-                if error.syscall == "clone3":
-                    # It can't be born in its control group, and enters it as it does where there is no clone3.
-                    crate.entry = dataclasses.replace(crate.entry, cgroup=None)
-                    return self._bear(crate, step, program, who, stdio)
-                raise _no_birth(error, crate, step) from None
-            try:
-                self._wait_entered(pid, birth.reading, step)
-                birth.hear()
-            except BaseException:
-                processes.end(pid)
-                raise
-        return pid
-
-    def _fork(
-        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
-    ) -> int:
-        """Fork a program in a crate; return its pid."""
-        # Closed by a successful exec; before that, it carries the reason of a failed one.
-        with libc.os_step(step, "pipe2"):
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-        with contextlib.ExitStack() as ours:
-            ours.callback(os.close, reading)
-            try:
-                pid, joined = self._fork_inside(crate, step)
-                if pid == 0:
-                    child.become_program(program, crate.entry, who, stdio, writing, joined=joined)
-            finally:
-                os.close(writing)
-            try:
-                self._wait_entered(pid, reading, step)
-                with libc.os_step(step, "read"):
-                    failure = _read_whole(reading)
-            except BaseException:
-                processes.end(pid)
-                raise
-        if failure:
-            os.waitpid(pid, 0)
-            raise SandboxError.from_json(wire.decode(failure))
-        return pid
-
-    @staticmethod
-    def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
-        """Fork a child into a crate's PID namespace, as :func:`namespaces.fork_inside` does."""
-        try:
-            with libc.os_step(f"{step}: fork into the crate", "fork"):
-                return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
-        except SandboxError as error:
-            raise _no_birth(error, crate, step) from None
-
     def _signal(self, message: wire.Message, _: list[int]) -> None:
-        # Only the parent can signal a pid without the risk of hitting a later process of that number.
-        alive = message["pid"] in self.programs
-        if alive:
-            # A program is the leader of a session, and so of a process group, of its own.
-            with libc.os_step("send a signal", "kill", str(message["signal"])):
-                (os.killpg if message["group"] else os.kill)(message["pid"], message["signal"])
+        alive = self.programs.signal(message["pid"], message["signal"], group=message["group"])
         self._reply({"signalled": alive})
 
     def _kill(self, message: wire.Message, _: list[int]) -> None:
@@ -603,8 +495,7 @@ class Launcher:
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
-        for pid in crate.programs & self.programs.keys():
-            self._reap_program(pid, 0)
+        self.programs.reap_all_of(crate)
         # While pytest lives: its own children, such as a body, it may have yet to reap.
         crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
 
@@ -630,7 +521,7 @@ class Launcher:
             return
         crate.release()
         try:
-            if crate.programs & self.programs.keys():
+            if self.programs.are_in(crate):
                 self._end_crate(crate)
         finally:
             if not crate.ended:
@@ -683,21 +574,6 @@ class Launcher:
             self.parent.remove()
         except SandboxError as error:
             sys.stderr.write(f"pytest-crate: {error}\n")
-
-
-def _no_birth(error: SandboxError, crate: Crate, step: str) -> SandboxError:
-    """Return why nothing was born in a crate."""
-    # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
-    if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
-        return SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED)
-    return error
-
-
-def _read_whole(descriptor: int) -> bytes:
-    data = b""
-    while chunk := os.read(descriptor, 1 << 16):
-        data += chunk
-    return data
 
 
 def _payload_user_namespace() -> int | None:

@@ -21,7 +21,8 @@ from pytest_crate.kernel import capabilities, cgroup, host, libc, monotonic, nam
 from pytest_crate.result import Limit
 from pytest_crate.sandbox import child, mounts, wire
 from pytest_crate.sandbox.design import Order
-from pytest_crate.sandbox.launcher import CONTROL_FD, INIT_KILLED
+from pytest_crate.sandbox.launcher import CONTROL_FD
+from pytest_crate.sandbox.programs import INIT_KILLED
 from pytest_crate.sandbox.steps import OFF, Clock
 from pytest_crate.spec import CrateSpec
 from pytest_crate.usage import Usage

@@ -1,0 +1,158 @@
+"""The programs that a launcher has started: born in crates, signalled, and waited for.
+
+They are the launcher's children. So it is the one to reap them, and nobody else can send a signal without the risk of
+hitting a later process of that number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from collections.abc import Callable, Sequence
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import calls, identity, libc, namespaces, processes
+from pytest_crate.result import Exit
+from pytest_crate.sandbox import child, wire
+from pytest_crate.sandbox.crate import Crate
+
+INIT_KILLED = "the crate's init was killed"
+"""Why nothing can be born in a crate."""
+
+WaitEntered = Callable[[int, int, str], None]
+"""Waits for the word of a process that enters a crate: its pid, the descriptor that it comes on, the step."""
+
+
+class Programs:
+    """Those of one launcher.
+
+    :param wait_entered: how to wait for one that enters.
+    :param recorded: they are born by :mod:`pytest_crate.kernel.calls`; else forked.
+    """
+
+    def __init__(self, wait_entered: WaitEntered, *, recorded: bool) -> None:
+        self._wait_entered = wait_entered
+        self._begin = self._bear if recorded else self._fork
+        self._alive: dict[int, int] = {}  # pid → descriptor on which its end is told
+
+    def start(self, crate: Crate, program: child.Program, stdio: Sequence[int], telling: int) -> int:
+        """Start a program in a crate; return its pid.
+
+        :param stdio: what it gets as 0, 1 and 2.
+        :param telling: descriptor on which its end is told, and which is closed then; ours once it has been started.
+        :raises SandboxError: it was not born, could not enter, or could not be executed.
+        """
+        step = f"run {program.argv[0]}"
+        if crate.timed_out:
+            raise SandboxError(step, detail="the crate was killed at its timeout")
+        pid = self._begin(crate, step, program, child.who_is(program.user, crate.root), stdio)
+        self._alive[pid] = telling
+        crate.programs.add(pid)
+        return pid
+
+    def _bear(
+        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
+    ) -> int:
+        """Have a program born in a crate by a process of few pages; return its pid."""
+        with calls.Birth(f"{step}: fork into the crate", "crate-program") as birth:
+            try:
+                pid = child.bear_program(program, crate.entry, who, stdio, birth)
+            except SandboxError as error:
+                if error.syscall == "clone3":
+                    # It can't be born in its control group, and enters it as it does where there is no clone3.
+                    crate.entry = dataclasses.replace(crate.entry, cgroup=None)
+                    return self._bear(crate, step, program, who, stdio)
+                raise _no_birth(error, crate, step) from None
+            try:
+                self._wait_entered(pid, birth.reading, step)
+                birth.hear()
+            except BaseException:
+                processes.end(pid)
+                raise
+        return pid
+
+    def _fork(
+        self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
+    ) -> int:
+        """Fork a program in a crate; return its pid."""
+        # Closed by a successful exec; before that, it carries the reason of a failed one.
+        with libc.os_step(step, "pipe2"):
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as ours:
+            ours.callback(os.close, reading)
+            try:
+                pid, joined = _fork_inside(crate, step)
+                if pid == 0:
+                    child.become_program(program, crate.entry, who, stdio, writing, joined=joined)
+            finally:
+                os.close(writing)
+            try:
+                self._wait_entered(pid, reading, step)
+                with libc.os_step(step, "read"):
+                    failure = _read_whole(reading)
+            except BaseException:
+                processes.end(pid)
+                raise
+        if failure:
+            os.waitpid(pid, 0)
+            raise SandboxError.from_json(wire.decode(failure))
+        return pid
+
+    def signal(self, pid: int, number: int, *, group: bool) -> bool:
+        """Send a signal to a program, or to its process group; return whether the program has not been reaped yet."""
+        if pid not in self._alive:
+            return False
+        # A program is the leader of a session, and so of a process group, of its own.
+        with libc.os_step("send a signal", "kill", str(number)):
+            (os.killpg if group else os.kill)(pid, number)
+        return True
+
+    def reap(self) -> None:
+        """Collect those that have ended, and tell how each did."""
+        for pid in list(self._alive):
+            self._reap(pid, os.WNOHANG)
+
+    def are_in(self, crate: Crate) -> bool:
+        """Return whether one of a crate's has not been collected yet."""
+        return not crate.programs.isdisjoint(self._alive)
+
+    def reap_all_of(self, crate: Crate) -> None:
+        """Wait for the ends of a crate's programs, whose init has been killed."""
+        for pid in crate.programs & self._alive.keys():
+            self._reap(pid, 0)
+
+    def _reap(self, pid: int, options: int) -> None:
+        ended, status = os.waitpid(pid, options)
+        if ended:
+            descriptor = self._alive.pop(pid)
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
+            finally:
+                os.close(descriptor)
+
+
+def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
+    """Fork a child into a crate's PID namespace, as :func:`namespaces.fork_inside` does."""
+    try:
+        with libc.os_step(f"{step}: fork into the crate", "fork"):
+            return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
+    except SandboxError as error:
+        raise _no_birth(error, crate, step) from None
+
+
+def _no_birth(error: SandboxError, crate: Crate, step: str) -> SandboxError:
+    """Return why nothing was born in a crate."""
+    # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
+    if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
+        return SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED)
+    return error
+
+
+def _read_whole(descriptor: int) -> bytes:
+    data = b""
+    while chunk := os.read(descriptor, 1 << 16):
+        data += chunk
+    return data
