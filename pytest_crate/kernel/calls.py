@@ -187,6 +187,7 @@ class Birth:
         self.step = step
         self.name = name
         self.table = Table()
+        self._first = 0  # until it has been waited for
         self._own = contextlib.ExitStack()
         self._for_child = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
@@ -207,8 +208,17 @@ class Birth:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._for_child.close()
-        self._own.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors, and end who has begun to give birth; a child that is known lives on. Idempotent."""
+        first, self._first = self._first, 0
+        try:
+            if first:
+                namespaces.end_both(first)
+        finally:
+            self._for_child.close()
+            self._own.close()
 
     def close_on_exec(self, descriptors: Iterable[int]) -> None:
         """Record that these descriptors close when the process executes, as they do here."""
@@ -245,23 +255,44 @@ class Birth:
         self.table.add(self.step, "close_range", 0, 0xFFFFFFFF, 0, flags=_MAY_FAIL)
 
     def give(self, needed: Sequence[int], *, default_signals: Sequence[int] = ()) -> int:
-        """Give birth; return the child's pid.
+        """Give birth; return the child's pid. :meth:`begin`, and :meth:`born` when it has.
+
+        :raises SandboxError: a call before the split is refused, or the split.
+        """
+        self.begin(needed, default_signals=default_signals)
+        return self.born()
+
+    def begin(self, needed: Sequence[int], *, default_signals: Sequence[int] = ()) -> None:
+        """Begin to give birth.
 
         :param needed: the descriptors that the calls name, as they are numbered here.
         :param default_signals: the signals that are to have their defaults again.
-        :raises SandboxError: a call before the split is refused, or the split.
+        :raises SandboxError: nothing can be started.
         """
         needed = (*needed, self.telling, self._waiting)
-        first = _start(self.step, self.name, self.table.encode(self.telling), needed, default_signals)
+        self._first = _start(self.step, self.name, self.table.encode(self.telling), needed, default_signals)
+        self._for_child.close()
+
+    def is_over(self) -> bool:
+        """Return whether who has begun to give birth has ended, with success or without."""
+        with libc.os_step(self.step, "waitid"):
+            return os.waitid(os.P_PID, self._first, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+    def born(self) -> int:
+        """Wait until the child is born, and let it go on; return its pid. Its parent tells so, or ends.
+
+        :raises SandboxError: a call before the split is refused, or the split.
+        """
+        first = self._first
         pid = None
         try:
-            self._for_child.close()
             # If it is killed before it tells of a child, that one waits for ever, and keeps open what we would read.
             with libc.os_step(self.step, "waitid"):
                 ended = os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
             if ended is not None and ended.si_code == os.CLD_EXITED:
                 pid = self.hear()
         finally:
+            self._first = 0
             if pid is None:
                 namespaces.end_both(first)
         if pid is None:

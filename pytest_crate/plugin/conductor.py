@@ -314,7 +314,12 @@ class Conductor:
         if item is None or specs.SPEC not in item.stash:
             return
         if specs.drives_one(item):
-            self.crates.prepare(item.stash[specs.SPEC], programs=True)
+            # A program may end sooner than a crate is made. (The item after the next one is a guess with xdist.)
+            spec = item.stash[specs.SPEC]
+            number = sharing.number_of(item) + 1
+            after = self._items[number : number + 1]
+            more = after and specs.drives_one(after[0]) and after[0].stash.get(specs.SPEC, None) == spec
+            self.crates.prepare(spec, programs=True, count=2 if more else 1)
         elif specs.rides(item) and not (self._walk is not None and sharing.follows(item, self._walk.item)):
             self.crates.prepare(item.stash[specs.SPEC])
 

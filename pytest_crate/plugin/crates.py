@@ -90,12 +90,12 @@ class Crates:
         """Note what crates of a spec may write to, before one does: no mount follows a link there out of it."""
         self._lent.update({os.path.realpath(mount.source): None for mount in spec.mounts if mount.writable})
 
-    def prepare(self, spec: CrateSpec, *, programs: bool = False) -> None:
-        """Have a crate begun that the next test will probably ask for, while this one runs."""
+    def prepare(self, spec: CrateSpec, *, programs: bool = False, count: int = 1) -> None:
+        """Have crates begun that the next tests will probably ask for, while this one runs."""
         if self._seen is not None and (spec.image is None or spec.image in self._opened):
             # What stands in its way is the next test's affair, which will meet it again.
             with contextlib.suppress(CrateError, OSError):
-                self._engine.prepare(spec, self._plan(spec, self._seen, programs=programs))
+                self._engine.prepare(spec, self._plan(spec, self._seen, programs=programs), count=count)
 
     def create_or_refuse(self, spec: CrateSpec, *, timed: bool = False, clock: Clock = OFF) -> Sandbox:
         """Make a crate, or carry out ``crate_unsupported`` if the host can't enforce it.

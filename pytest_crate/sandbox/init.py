@@ -84,13 +84,13 @@ def become_init(
         os._exit(70)
 
 
-def bear_init(design: Design, birth: calls.Birth, kinds: frozenset[str]) -> int:
-    """Have an *init* born by a process of few pages, up to where its root is to be furnished; return its pid.
+def begin_init(design: Design, birth: calls.Birth, kinds: frozenset[str]) -> None:
+    """Have the birth of an *init* begun, by a process of few pages, up to where its root is to be furnished.
 
-    It lives as :func:`become_init` does, but that a builder furnishes the root. The birth's :meth:`calls.Birth.hear`
-    tells when it is ready.
+    It lives as :func:`become_init` does, but that a builder furnishes the root. When it is born
+    (:meth:`calls.Birth.born`), :meth:`calls.Birth.hear` tells when it is ready.
 
-    :raises SandboxError: it was not born.
+    :raises SandboxError: nothing can be started.
     """
     call = birth.table.add
     birth.split(functools.reduce(operator.or_, (namespaces.KINDS[kind] for kind in kinds), libc.CLONE_NEWPID))
@@ -105,7 +105,7 @@ def bear_init(design: Design, birth: calls.Birth, kinds: frozenset[str]) -> int:
     birth.say_ready()
     birth.close_all()
     call("wait for the end", "ppoll", None, 0, None, None, 0)
-    return birth.give([])
+    birth.begin([])
 
 
 def _verify_own(user: str | None, *, as_root: bool) -> None:

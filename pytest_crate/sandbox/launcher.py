@@ -40,8 +40,8 @@ from pytest_crate.sandbox.design import Design
 from pytest_crate.sandbox.init import (
     BUILD,
     EndedEarly,
-    bear_init,
     become_init,
+    begin_init,
     has_spoken,
     hear,
     init_ended,
@@ -61,28 +61,40 @@ _MOST_STOPS = 30
 _NO_USER_NAMESPACES = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Building:
-    """A crate whose root is being mounted.
+    """A crate that is not ready yet.
 
-    :ivar channel: on which init, or the builder, says that its root is ready.
+    :ivar design_data: its design, as it came.
     :ivar deadline: until when it has to be.
     :ivar undo: removes what has been made so far.
     :ivar clock: notes the steps.
+    :ivar birth: of its init, until that says that it is ready for a root; None where it was forked.
+    :ivar init: the pid of its init; 0 until it is born.
     :ivar handles: its namespaces, where they are open already.
-    :ivar builder: who mounts it; None where its init does.
+    :ivar builder: who mounts its root; None where its init does.
+    :ivar channel: on which init, or the builder, says that its root is ready.
     """
 
     design: Design
+    design_data: Mapping[str, object]
     cgroup: cgroup.Cgroup
-    init: int
     kinds: frozenset[str]
-    channel: socket.socket
     deadline: float
     undo: contextlib.ExitStack
     clock: steps.Clock
-    handles: namespaces.NamespaceHandles | None
-    builder: Builder | None
+    birth: calls.Birth | None = None
+    init: int = 0
+    handles: namespaces.NamespaceHandles | None = None
+    builder: Builder | None = None
+    channel: socket.socket | None = None
+
+    def fileno(self) -> int:
+        """Return the descriptor on which is told what it waits for."""
+        if self.birth is not None:
+            return self.birth.reading
+        assert self.channel is not None
+        return self.channel.fileno()
 
 
 class Launcher:
@@ -135,8 +147,8 @@ class Launcher:
             ready = {descriptor for descriptor, _ in self._poll.poll(self._milliseconds_left())}
             self._kill_late()
             for crate, building in list(self.building.items()):
-                if building.channel.fileno() in ready:
-                    self._told(crate, functools.partial(self._hand_out, crate))
+                if building.fileno() in ready:
+                    self._told(crate, functools.partial(self._go_on, crate))
             if reading in ready:
                 if signal.SIGTERM in os.read(reading, 4096):
                     return  # the next crate gets another launcher
@@ -238,11 +250,15 @@ class Launcher:
         """Collect ended programs and tell how each ended; collect the inits of crates that are removed."""
         self.programs.reap()
         self._end_inits()
+        for number, building in list(self.building.items()):
+            # One that has not told of an init never will.
+            if building.birth is not None and not building.init and building.birth.is_over():
+                self._told(number, functools.partial(self._go_on, number))
 
     # -- requests --------------------------------------------------------------------------------
 
     def _create(self, message: wire.Message, _: list[int]) -> None:
-        """Begin a crate: make its cgroup and its init, which builds the root while other requests are answered.
+        """Begin a crate: make its cgroup and have its init begun, and answer other requests until its root is ready.
 
         Without a design of its own it is another of the last one's.
         """
@@ -270,48 +286,54 @@ class Launcher:
                 kinds.add("net")
             if self.rootless:
                 kinds.add("user")
-            handles = None
-            if self.rootless or not self.calls:
-                init, channel = self._fork_init(design, frozenset(kinds), undo)
-            else:
-                init, handles, channel = self._bear_init(design, frozenset(kinds), undo)
-            clock.done("clone its init")
-            self.building[number] = Building(
+            building = Building(
                 design=design,
+                design_data=self.design_data,
                 cgroup=group,
-                init=init,
                 kinds=frozenset(kinds),
-                channel=channel,
                 deadline=time.monotonic() + _READY_SECONDS,
-                undo=undo.pop_all(),
+                undo=undo,
                 clock=clock,
-                handles=handles,
-                builder=None if handles is None else self.builder,
             )
-        self._poll.register(channel, select.POLLIN)
+            if self.rootless or not self.calls:
+                self._fork_init(building)
+            else:
+                building.birth = undo.enter_context(calls.Birth("make the crate's namespaces", "crate-init"))
+                begin_init(design, building.birth, building.kinds)
+            clock.done("clone its init")
+            self._poll.register(building, select.POLLIN)
+            building.undo = undo.pop_all()
+            self.building[number] = building
 
-    def _bear_init(
-        self, design: Design, kinds: frozenset[str], undo: contextlib.ExitStack
-    ) -> tuple[int, namespaces.NamespaceHandles, socket.socket]:
-        """Have an init born by a process of few pages, and its root furnished by the builder.
+    def _go_on(self, number: int) -> None:
+        """Do what comes next for a crate, now that what it waited for has been told."""
+        building = self.building[number]
+        if building.birth is None:
+            self._hand_out(number)
+            return
+        with self._undone_if_it_fails(number):
+            if building.init:
+                self._have_furnished(building, building.birth)
+            else:
+                building.init = building.birth.born()
+                building.undo.callback(processes.end, building.init)
 
-        :returns: its pid, its namespaces, and where the builder tells that it has done so.
-        """
-        with calls.Birth("make the crate's namespaces", "crate-init") as birth:
-            pid = bear_init(design, birth, kinds)
-            undo.callback(processes.end, pid)
-            # While it makes the base; what it can't do it tells.
-            self._wait_entered(pid, birth.reading, BUILD)
-            if birth.hear() is None:
-                raise init_ended(pid)
-        handles = namespaces.NamespaceHandles.of_process(pid, kinds)
-        undo.callback(handles.close)
+    def _have_furnished(self, building: Building, birth: calls.Birth) -> None:
+        """Have a root furnished by the builder, now that init has made its base, or told what it can't do."""
+        if birth.hear() is None:
+            raise init_ended(building.init)
+        building.handles = namespaces.NamespaceHandles.of_process(building.init, building.kinds)
+        building.undo.callback(building.handles.close)
         if self.builder is None or processes.has_ended(self.builder.pid):
             self._end_builder(self.builder)
             self.builder = Builder.start(self.own_pidfd)
-        channel = self.builder.begin(self.design_data, handles)
-        undo.callback(channel.close)
-        return pid, handles, channel
+        building.channel = self.builder.begin(building.design_data, building.handles)
+        building.undo.callback(building.channel.close)
+        building.builder = self.builder
+        self._poll.register(building.channel, select.POLLIN)
+        self._poll.unregister(birth.reading)
+        building.birth = None
+        birth.close()
 
     def _end_builder(self, which: Builder | None) -> None:
         """Kill a builder, whatever it is at, if no other has its place yet; it is collected when it has ended."""
@@ -321,26 +343,27 @@ class Launcher:
             self.builder = None
             self._end_inits()
 
-    def _fork_init(
-        self, design: Design, kinds: frozenset[str], undo: contextlib.ExitStack
-    ) -> tuple[int, socket.socket]:
+    def _fork_init(self, building: Building) -> None:
+        design = building.design
         ours, inits = socket.socketpair()
-        undo.callback(ours.close)
+        building.channel = ours
+        building.undo.callback(ours.close)
         with inits:
             flags = libc.CLONE_NEWPID
-            for kind in kinds:
+            for kind in building.kinds:
                 flags |= namespaces.KINDS[kind]
             pid = namespaces.fork_into("make the crate's namespaces", flags)
             if pid == 0:
                 become_init(
                     design,
                     inits,
-                    kinds,
+                    building.kinds,
                     launcher=self.own_pidfd,
                     rootless=self.rootless,
                     one_user=self.rootless and not self._has_range(design),
                 )
-        undo.callback(processes.end, pid)
+        building.init = pid
+        building.undo.callback(processes.end, pid)
         if self._has_range(design):
             if self.ids is None:
                 self.ids = id_range.find_id_range()
@@ -360,28 +383,30 @@ class Launcher:
         # Init waits for its maps. If it is dead itself, the end of its stream says so.
         with libc.os_step("tell the crate's init", "sendmsg"), contextlib.suppress(BrokenPipeError):
             wire.send(ours, {"go": True})
-        return pid, ours
 
     def _has_range(self, design: Design) -> bool:
         """Tell whether a crate's user namespace knows more than one user: on the host's root all files are others'."""
         return self.ranged and design.as_root
 
     def _give_up(self, number: int) -> None:
-        with self._finished(number) as building:
+        with self._undone_if_it_fails(number) as building:
             if building.builder is not None:
                 self._end_builder(building.builder)  # it hangs, and what else was asked of it is lost
             raise SandboxError(BUILD, detail=_NOT_READY)
 
     @contextlib.contextmanager
-    def _finished(self, number: int) -> Iterator[Building]:
-        """Give a crate that is no longer being built; what was made of it is undone if the block raises."""
+    def _undone_if_it_fails(self, number: int) -> Iterator[Building]:
+        """Give a crate that is not ready yet; if the block raises, what has been made of it is undone."""
+        try:
+            yield self.building[number]
+        except BaseException:
+            self._no_longer_built(number).undo.close()
+            raise
+
+    def _no_longer_built(self, number: int) -> Building:
         building = self.building.pop(number)
-        self._poll.unregister(building.channel)
-        with contextlib.ExitStack() as undo:
-            undo.push(building.undo)
-            yield building
-            undo.pop_all()
-        building.channel.close()
+        self._poll.unregister(building)
+        return building
 
     def _hear(self, building: Building) -> object:
         """Take the word of who furnishes a crate's root; return what its steps took.
@@ -389,6 +414,7 @@ class Launcher:
         :raises SandboxError: it is not ready; with the reason.
         """
         built = building.builder is not None
+        assert building.channel is not None
         try:
             told = hear(building.channel)
         except EndedEarly:
@@ -414,7 +440,7 @@ class Launcher:
 
     def _hand_out(self, number: int) -> None:
         """Answer with a crate whose init has said that it is ready, or why it isn't."""
-        with self._finished(number) as building, contextlib.ExitStack() as undo:
+        with self._undone_if_it_fails(number) as building, contextlib.ExitStack() as undo:
             of_root = self._hear(building)
             building.clock.done("wait for its root")
             handles = building.handles
@@ -440,6 +466,10 @@ class Launcher:
                 one_user=self.rootless and not self._has_range(design),
             )
             undo.pop_all()
+        self._no_longer_built(number)
+        building.undo.pop_all()
+        if building.channel is not None:
+            building.channel.close()
         building.clock.done("open its namespaces")
         of_launcher = building.clock.spent()
         crate = Crate(
@@ -513,8 +543,7 @@ class Launcher:
 
     def _remove_now(self, number: int) -> None:
         if number in self.building:
-            with self._finished(number) as building:
-                building.undo.close()
+            self._no_longer_built(number).undo.close()
             return
         crate = self.crates.pop(number, None)
         if crate is None:

@@ -90,7 +90,7 @@ class Engine:
         self._highest: int | None = None
         # What the next crate is made of if nothing else is said, here and in the launcher.
         self._design: Order | None = None
-        self._prepared: _Prepared | None = None
+        self._prepared: list[_Prepared] = []  # in the order in which they are begun, all of one design
         # Answers that come when a crate is ready, by its number; None where it is to come yet.
         self._answers: dict[int, tuple[wire.Message, list[int]] | None] = {}
 
@@ -180,7 +180,8 @@ class Engine:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._channel = None
-            self._design = self._prepared = None
+            self._design = None
+            self._prepared.clear()
             self._close_answers()
             try:
                 _, status = os.waitpid(self._pid, 0)
@@ -256,23 +257,24 @@ class Engine:
             _close(descriptors)
         return None
 
-    def prepare(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> None:
-        """Have a crate begun that will probably be asked for next; it is handed out only if it is what is asked for.
+    def prepare(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, count: int = 1) -> None:
+        """Have crates begun that will probably be asked for next; each is handed out only if it is what is asked for.
 
-        What stands in its way is not said here: :meth:`create` will meet it again.
+        What stands in their way is not said here: :meth:`create` will meet it again.
+
+        :param count: how many there shall be, with those that there are.
         """
         with self._lock, _signals_held():
             design = self._design_of(spec, operations)
             sources = _identities(operations)
-            if self._prepared is not None:
-                if self._prepared.is_of(design, sources):
-                    return
+            if not all(prepared.is_of(design, sources) for prepared in self._prepared):
                 self._drop()
-            try:
-                number = self._begin(self._start(), design)
-            except (SandboxError, HostError):
-                return
-            self._prepared = _Prepared(number=number, design=design, sources=sources)
+            while len(self._prepared) < count:
+                try:
+                    number = self._begin(self._start(), design)
+                except (SandboxError, HostError):
+                    return
+                self._prepared.append(_Prepared(number=number, design=design, sources=sources))
 
     def _design_of(self, spec: CrateSpec, operations: Sequence[mounts.Operation]) -> Order:
         last = self._design
@@ -295,9 +297,8 @@ class Engine:
         return number
 
     def _drop(self) -> None:
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None:
-            self._discard(prepared.number)
+        while self._prepared:
+            self._discard(self._prepared.pop().number)
 
     def _discard(self, number: int) -> None:
         answer = self._answers.pop(number, None)
@@ -308,18 +309,16 @@ class Engine:
                 self._send(self._channel, {"request": "remove", "crate": number})
 
     def _take_prepared(self, design: Order) -> int | None:
-        """Return the number of the crate prepared if it is what is asked for now; None, and none prepared, if not."""
+        """Return the number of a prepared crate if it is what is asked for now; None, and none prepared, if not."""
         if self._channel is not None and self._has_ended(self._channel):
             self._forget()  # and with the launcher what it has prepared
-        prepared = self._prepared
-        if prepared is None:
+        if not self._prepared:
             return None
         # A source may have been replaced meanwhile, by another file of the same name.
-        if not prepared.is_of(design, _identities(design.operations)):
+        if not self._prepared[0].is_of(design, _identities(design.operations)):
             self._drop()
             return None
-        self._prepared = None
-        return prepared.number
+        return self._prepared.pop(0).number
 
     def _answer_of(self, number: int, mask: set[int]) -> tuple[wire.Message, list[int]]:
         """Wait until a crate that was begun is ready, or is not to be had."""

@@ -20,7 +20,7 @@ from pytest_crate.sandbox import sandbox
 
 assert sandbox._LAUNCH.endswith("; main()")
 sandbox._LAUNCH = sandbox._LAUNCH.removesuffix("main()") + "exec(" + repr({program!r}) + "); main()"
-sandbox.Engine.prepare = lambda *_: None  # each crate is begun by its own test
+sandbox.Engine.prepare = lambda *_, **__: None  # each crate is begun by its own test
 """
 
 TESTS = """
@@ -135,6 +135,35 @@ builder.furnish = lambda design, *a, **k: (
     )
     assert "crate: build the crate: the builder was killed" in printed
     assert "another builder" in printed
+
+
+def test_whoever_should_bear_an_init_is_killed(pytester: pytest.Pytester) -> None:
+    """Its end is noticed, and not only that nothing is ready in time: the init that it may have borne waits itself."""
+    printed = run_with(
+        pytester,
+        """
+import struct
+from pytest_crate.kernel import libc, seccomp
+from pytest_crate.sandbox import launcher
+launcher._READY_SECONDS = 10_000
+begin_init = launcher.begin_init
+is_write = struct.pack(
+    "=HBBIHBBIHBBIHBBI",
+    *(0x20, 0, 0, 0),  # load the call's number
+    *(0x15, 0, 1, libc.NUMBERS["write"]),
+    *(0x06, 0, 0, 0x80000000),  # SECCOMP_RET_KILL_PROCESS
+    *(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+)
+def doomed(design, birth, kinds):
+    if design.hostname == "bad":
+        birth.table.add("be doomed", "prctl", libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        seccomp.install(is_write, call=birth.table.add)
+    begin_init(design, birth, kinds)
+launcher.begin_init = doomed
+""",
+    )
+    assert "crate: make the crate's namespaces: the process that should fork died" in printed
+    assert "the same builder" in printed
 
 
 def test_an_init_that_hangs_without_a_builder(pytester: pytest.Pytester) -> None:

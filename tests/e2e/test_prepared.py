@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.design import Order
 from pytest_crate.sandbox.mounts import Operation
 from pytest_crate.sandbox.sandbox import Engine, Sandbox
 from pytest_crate.spec import CrateSpec, Layer, build_spec
@@ -92,6 +94,22 @@ def test_it_is_handed_out(engine: Engine) -> None:
     again.close()
 
 
+def test_several_are_handed_out(engine: Engine) -> None:
+    """One after the other, each once; of those that are left none is used for something else."""
+    spec, other = spec_of(hostname="ahead"), spec_of(hostname="other")
+    before = crates()
+    engine.prepare(spec, plan(spec, engine), count=3)
+    engine.prepare(spec, plan(spec, engine), count=3)
+    ahead = await_crates(before, 3)
+    for left in (2, 1):
+        sandbox = engine.create(spec, plan(spec, engine))
+        assert crates() - before == ahead
+        assert run(sandbox, spec, "hostname") == "ahead\n"
+        ahead = await_crates(before, left)
+    assert run(engine.create(other, plan(other, engine)), other, "hostname") == "other\n"
+    await_crates(before, 0)
+
+
 def test_another_is_asked_for(engine: Engine) -> None:
     """A crate that is not what is asked for is removed."""
     first, second = spec_of(hostname="first"), spec_of(hostname="second", pids=7)
@@ -108,6 +126,21 @@ def test_another_is_asked_for(engine: Engine) -> None:
     sandbox = engine.create(second, plan(second, engine))
     assert len(crates() - before) == 1
     sandbox.close()
+
+
+def test_two_at_once(engine: Engine) -> None:
+    """Of two that are begun before either is ready, each is what it was asked to be."""
+    specs = [spec_of(hostname=name) for name in ("first", "second")]
+    designs = [Order.of(spec, plan(spec, engine)) for spec in specs]
+    channel = engine._start()  # noqa: SLF001
+    numbers = [engine._begin(channel, design) for design in designs]  # noqa: SLF001
+    for number, spec in zip(numbers, specs, strict=True):
+        answer, descriptors = engine._answer_of(number, set())  # noqa: SLF001
+        for descriptor in descriptors:
+            os.close(descriptor)
+        command = ["nsenter", "--uts", "--target", str(answer["init"]), "hostname"]
+        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"{spec.hostname}\n"
+        engine._discard(number)  # noqa: SLF001
 
 
 def test_a_source_is_replaced(engine: Engine, tmp_path: Path) -> None:
@@ -183,5 +216,35 @@ def test_a_server_that_is_started_anew(run_crated: RunCrated) -> None:
         class TestTwo(Reaches): pass
         """,
         "--crate-all",
+    )
+    assert result.result.parseoutcomes()["passed"] == 6
+
+
+def test_how_many_are_prepared(run_crated: RunCrated) -> None:
+    """While a program runs, the crates of the two tests after it are begun if both want one like it."""
+    result = run_crated(
+        """
+        import os, time
+        import psutil
+        import pytest
+
+        def crates():
+            return sum(each.name() == "crate-init" for each in psutil.Process().children(recursive=True))
+
+        def expect(count):
+            end = time.monotonic() + 30
+            while crates() != count:
+                assert time.monotonic() < end, crates()
+                time.sleep(0.01)
+
+        def test_first_of_three(crate_sandbox): expect(3)
+        def test_second_of_three(crate_sandbox): expect(2)
+        def test_last_of_three(crate_sandbox): expect(2)
+        @pytest.mark.crate(hostname="other")
+        def test_of_another_spec(crate_sandbox): expect(2)
+        @pytest.mark.crate
+        def test_of_a_body(): pass
+        def test_without_one_after(crate_sandbox): expect(1)
+        """
     )
     assert result.result.parseoutcomes()["passed"] == 6

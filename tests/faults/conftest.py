@@ -97,7 +97,7 @@ HERE = Path(__file__).parent
 PLANS = json.loads((HERE / "plans.json").read_text())
 FAULTS = injector.install_everywhere(HERE / "plan.json", HERE / "calls.jsonl", by_calls={by_calls})
 # Each crate is made for its own test, which meets its own fault.
-sandbox.Engine.prepare = lambda *_: None
+sandbox.Engine.prepare = lambda *_, **__: None
 RESULTS = open(HERE / "results.jsonl", "w", buffering=1)
 FIRST = {}
 ENGINES = []

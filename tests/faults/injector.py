@@ -47,6 +47,7 @@ STAGES = {
     # the launcher
     "start": (launcher, "_begin"),
     "create": (launcher.Launcher, "_create"),
+    "furnish": (launcher.Launcher, "_go_on"),
     "hand out": (launcher.Launcher, "_hand_out"),
     "start the program": (launcher.Launcher, "_spawn"),
     "remove": (launcher.Launcher, "_remove_now"),
