@@ -1,0 +1,141 @@
+"""What holds for the crates of one launcher: pids used again, threads, forks, signals, and descriptors that run out."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.sandbox import host_view, rootfs
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.program import CratePopen
+from pytest_crate.sandbox.sandbox import Engine, Sandbox
+from pytest_crate.spec import Layer, build_spec
+
+SPEC = build_spec([Layer(origin="test", values={})])
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+PIDS_AGAIN = """
+import subprocess, sys, time
+
+sys.path.insert(0, sys.argv[1])
+from pytest_crate.sandbox.sandbox import Engine
+from tests.e2e.test_engine import crate_of
+
+def start(box, *argv):
+    return box.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+engine = Engine()
+one, other = crate_of(engine), crate_of(engine)
+early = start(one, "true")
+early.wait()
+for before in (1, 2):  # a program is born by itself, or by a first process
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(early.pid - before))
+    late = start(other, "sleep", "20")
+    if late.pid == early.pid:
+        break
+    late.kill()
+    late.wait()
+assert late.pid == early.pid
+begun = time.monotonic()
+one.close()
+other.run(["true"], check=True)
+assert time.monotonic() - begun < 15
+assert late.poll() is None
+other.close()
+engine.close()
+"""
+
+
+def sandbox_of(engine: Engine) -> Sandbox:
+    """Make a crate on the host's root."""
+    view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
+    return engine.create(SPEC, rootfs.plan_root(SPEC, view, rootfs=None))
+
+
+def crate_of(engine: Engine) -> CrateSandbox:
+    """Make a crate on the host's root, to run programs in."""
+    return CrateSandbox(sandbox_of(engine), SPEC, name="crate")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def start(crate: CrateSandbox, *argv: str) -> CratePopen:
+    null = subprocess.DEVNULL
+    return crate.popen(argv, stdin=null, stdout=null, stderr=null, cwd="/")
+
+
+def launcher_of(engine: Engine) -> psutil.Process:
+    (found,) = [child for child in psutil.Process().children() if child.name() == "crate-launcher"]
+    return found
+
+
+def descriptors(process: str = "self") -> int:
+    return len(os.listdir(f"/proc/{process}/fd"))
+
+
+def test_the_time_of_a_crate_that_has_ended(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it comes, before the crate is removed, it is nobody's: the launcher and its other crates go on."""
+    sandbox, other = sandbox_of(engine), crate_of(engine)
+    crate = CrateSandbox(sandbox, SPEC, name="crate")
+    start(crate, "sleep", "100")
+    tell = engine.tell
+
+    def tell_late(message: Mapping[str, object], *, launcher: int) -> None:
+        time.sleep(1)
+        tell(message, launcher=launcher)
+
+    sandbox.set_deadline(time.monotonic() + 0.7)
+    monkeypatch.setattr(engine, "tell", tell_late)
+    assert crate.close().exceeded == ()
+    assert other.run(["echo", "here"], cwd="/").stdout == "here\n"
+    other.close()
+
+
+def test_a_pid_that_is_used_again(tmp_path: Path) -> None:
+    """A crate that is closed does not wait for another's program, with the pid that one of its own had."""
+    script = tmp_path / "script.py"
+    script.write_text(PIDS_AGAIN)
+    project = Path(__file__).parents[2]
+    subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, str(script), str(project)],
+        check=True,
+        cwd=project,
+        timeout=60,
+    )
+
+
+def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:
+    """It says so, and its crates live on."""
+    crate = crate_of(engine)
+    running = start(crate, "sleep", "100")
+    launcher = launcher_of(engine)
+    limits = launcher.rlimit(resource.RLIMIT_NOFILE)
+    most = descriptors(str(launcher.pid)) + 2
+    launcher.rlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(SandboxError, match=r"too many files open.*ulimit -n"):
+            start(crate, "true")
+    assert (descriptors(), descriptors(str(launcher.pid))) == (before, most - 2)
+    launcher.rlimit(resource.RLIMIT_NOFILE, limits)
+    assert running.poll() is None
+    assert crate.run(["echo", "here"], cwd="/").stdout == "here\n"
+    crate.close()
