@@ -141,7 +141,11 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Ite
 
     :raises WireError: it is longer than what is accepted; nothing has been sent.
     """
-    frame = encode(message)
+    send_frame(channel, encode(message), descriptors)
+
+
+def send_frame(channel: socket.socket, frame: bytes, descriptors: Iterable[int] = ()) -> None:
+    """Send what :func:`encode` has made of a message, as :func:`send` does."""
     if len(frame) - _LENGTH.size > MAX_FRAME_BYTES:
         raise WireError(f"a message of {len(frame)} bytes is too long")
     fds = list(descriptors)

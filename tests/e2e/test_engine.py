@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.sandbox import host_view, rootfs
+from pytest_crate.sandbox import host_view, rootfs, wire
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 from pytest_crate.sandbox.program import CratePopen
-from pytest_crate.sandbox.sandbox import Engine, Sandbox
+from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox
 from pytest_crate.spec import Layer, build_spec
 
 SPEC = build_spec([Layer(origin="test", values={})])
@@ -120,6 +120,49 @@ def test_a_pid_that_is_used_again(tmp_path: Path) -> None:
         cwd=project,
         timeout=60,
     )
+
+
+def test_a_fork_of_the_test(engine: Engine) -> None:
+    """It is told that the crate is not its own; the test's requests are answered as ever."""
+    crate = crate_of(engine)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            crate.run(["true"], cwd="/")
+        except SandboxError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    for number in range(10):
+        assert crate.run(["echo", str(number)], cwd="/").stdout == f"{number}\n"
+    os.waitpid(pid, 0)
+    with open(reading) as told:
+        assert "the crate belongs to the process that this one was forked from" in told.read()
+    assert crate.run(["echo", "again"], cwd="/").stdout == "again\n"
+    crate.close()
+
+
+def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is not taken for the next one's. A mask doesn't keep the signal from pytest's other threads."""
+    crate = crate_of(engine)
+    send = wire.send_frame
+
+    def send_and_raise(*args: object) -> None:
+        send(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "send_frame", send_and_raise)
+        with pytest.raises(KeyboardInterrupt):
+            start(crate, "true")
+    with pytest.raises(LauncherEnded):
+        start(crate, "true")
+    crate.close()
+    another = crate_of(engine)
+    assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
+    another.close()
 
 
 def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:
