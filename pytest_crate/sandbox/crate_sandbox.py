@@ -15,7 +15,7 @@ from typing import IO, Any
 import psutil
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, status_flags
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child
 from pytest_crate.sandbox.environment import program_environment
@@ -54,6 +54,7 @@ class CrateSandbox:
         self.name = name
         self._sandbox = sandbox
         self._programs: list[CratePopen] = []
+        self._lent = status_flags.KeptOpen()
         self._exceeded: set[Limit] = set()
         self._stderr = b""
         self._exit = Exit()
@@ -110,7 +111,9 @@ class CrateSandbox:
             terminal=terminal,
         )
         try:
-            started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+            started = CratePopen(
+                self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text, lent=self._lent
+            )
         except SandboxError as error:
             # Without the frames of the engine's, which asked the launcher.
             raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
@@ -210,6 +213,7 @@ class CrateSandbox:
             raise
         finally:
             program.close()
+            self._programs.remove(program)  # there may be thousands
         if program.exit == Exit():
             # Nobody was there to say how it ended. A process that is being killed closes its files before it has ended.
             raise LauncherEnded("ask the launcher", detail=ENDED)
@@ -335,8 +339,9 @@ class CrateSandbox:
             watched = self._sandbox.watch()
             self._exceeded.update(watched.limits_since(NOTHING_YET))
             usage = self._sandbox.close()
-            for program in self._programs:
+            for program in self._programs[:]:  # another thread may be in run()
                 program.close()
+            self._lent.close()
             self._result = CrateResult(
                 name=self.name,
                 usage=usage,

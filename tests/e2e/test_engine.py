@@ -6,8 +6,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -122,6 +123,51 @@ def test_a_pid_that_is_used_again(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [lambda program: program.wait(10), lambda program: program.communicate(timeout=10)],
+    ids=["wait", "communicate"],
+)
+def test_threads_that_wait_for_one_program(engine: Engine, wait: Callable[[CratePopen], object]) -> None:
+    """Each is told of its end, and none of another end than it had."""
+    crate = crate_of(engine)
+    for _ in range(40):
+        program = start(crate, "sh", "-c", "exit 3")
+        failed: list[BaseException] = []
+
+        def watch(program: CratePopen = program, failed: list[BaseException] = failed) -> None:
+            try:
+                while program.poll() is None:
+                    pass
+                wait(program)
+            except BaseException as error:  # noqa: BLE001 - a thread's own end would only be a warning
+                failed.append(error)
+
+        def wait_only(program: CratePopen = program, failed: list[BaseException] = failed) -> None:
+            try:
+                wait(program)
+            except BaseException as error:  # noqa: BLE001 - likewise
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for work in (watch, wait_only, wait_only, wait_only)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (failed, program.returncode, program.exit.code) == ([], 3, 3)
+    crate.close()
+
+
+def test_a_time_beyond_all_numbers(engine: Engine) -> None:
+    """It is refused as what it is, and the program is left alone."""
+    crate = crate_of(engine)
+    program = start(crate, "sleep", "100")
+    with pytest.raises(OverflowError):
+        program.communicate(timeout=10**400)
+    assert program.poll() is None
+    crate.close()
+
+
 def test_a_fork_of_the_test(engine: Engine) -> None:
     """It is told that the crate is not its own; the test's requests are answered as ever."""
     crate = crate_of(engine)
@@ -163,6 +209,18 @@ def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatc
     another = crate_of(engine)
     assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
     another.close()
+
+
+def test_many_programs_on_pytests_own_streams(engine: Engine) -> None:
+    """What is kept of each stream until the crate's end does not grow with the number of programs."""
+    crate = crate_of(engine)
+    before = descriptors()
+    for _ in range(20):
+        with crate.popen(["true"], cwd="/"):
+            pass
+    assert descriptors() <= before + 3
+    crate.close()
+    assert descriptors() < before
 
 
 def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:
