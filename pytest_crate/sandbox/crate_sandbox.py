@@ -30,6 +30,7 @@ from pytest_crate.sandbox.program import (
     parse_most,
     to_bytes,
     verify_arguments,
+    verify_path,
     verify_variables,
 )
 from pytest_crate.sandbox.sandbox import ENDED, NOTHING_YET, LauncherEnded, Sandbox
@@ -106,7 +107,7 @@ class CrateSandbox:
         program = child.Program(
             argv=arguments,
             env=variables,
-            cwd=os.fspath(cwd) if cwd is not None else default,
+            cwd=verify_path("cwd", default if cwd is None else cwd),
             user=None if user is None else str(user),
             terminal=terminal,
         )
@@ -255,6 +256,7 @@ class CrateSandbox:
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
         if self._sandbox.root < 0:
             raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
+        path = verify_path("path", path)
         # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
@@ -304,7 +306,9 @@ class CrateSandbox:
 
         :raises SandboxError: it can't be written.
         """
-        with open(self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        # The rest is written when it is closed.
+        with libc.os_step("write a file of the crate's", "write", os.fspath(path)), open(descriptor, "wb") as file:
             file.write(data)
 
     def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8") -> None:

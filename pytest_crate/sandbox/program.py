@@ -169,6 +169,8 @@ class CratePopen:
         if given == subprocess.DEVNULL:
             return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if given == subprocess.STDOUT:
+            if name != "stderr":
+                raise ValueError(f"{name} can't be STDOUT: only stderr can be where stdout is")
             return os.dup(theirs[1])
         if given != subprocess.PIPE:
             return os.dup(given if isinstance(given, int) else given.fileno())
@@ -412,6 +414,7 @@ def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
             raise TypeError(f"argv must be a list of strings, and {argument!r} is none")
         if "\0" in argument:  # execve(2) takes strings that end with it
             raise ValueError(f"argv: a null character in {argument!r}")
+        os.fsencode(argument)  # UnicodeEncodeError: one half of a surrogate pair is no text
     if not arguments[0]:
         raise ProgramNotFound("''", "the program's name is empty")
     return arguments
@@ -425,6 +428,21 @@ def verify_variables(env: Mapping[str, str | None]) -> None:
             raise TypeError(f"env: the value of {name} must be a string or None, not {value!r}")
         if not name or "=" in name or "\0" in name + (value or ""):
             raise ValueError(f"env: {name}={value!r} can't be a variable: empty, '=' in its name, or a null character")
+        os.fsencode(name + (value or ""))
+
+
+def verify_path(name: str, path: str | os.PathLike[str]) -> str:
+    """Return a path as text.
+
+    :raises ValueError: the kernel would take a part of it for the whole, or it can't be written.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string or a path of one, not {text!r}")
+    if "\0" in text:
+        raise ValueError(f"{name}: a null character in {text!r}")
+    os.fsencode(text)
+    return text
 
 
 def to_bytes(data: str | bytes | None) -> bytes:

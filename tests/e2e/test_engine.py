@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -165,6 +166,40 @@ def test_a_time_beyond_all_numbers(engine: Engine) -> None:
     with pytest.raises(OverflowError):
         program.communicate(timeout=10**400)
     assert program.poll() is None
+    crate.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"cwd": "/etc\0/x"}, ValueError, "cwd: a null character"),
+        ({"cwd": b"/etc"}, TypeError, "cwd must be a string"),
+        ({"cwd": "/\ud800"}, UnicodeEncodeError, "surrogates not allowed"),
+        ({"env": {"A": "\ud800"}}, UnicodeEncodeError, "surrogates not allowed"),
+        ({"stdout": subprocess.STDOUT}, ValueError, "only stderr can be where stdout is"),
+    ],
+)
+def test_what_is_no_path_or_text(engine: Engine, options: dict[str, Any], error: type[Exception], reason: str) -> None:
+    """It is refused in the test's own terms, before anything is asked of the launcher, which lives on."""
+    crate = crate_of(engine)
+    with pytest.raises(error, match=reason):
+        crate.popen(["true"], **options)
+    with pytest.raises(UnicodeEncodeError):
+        crate.run(["echo", "\ud800"])
+    with pytest.raises(ValueError, match="path: a null character"):
+        crate.read_bytes("/etc/passwd\0.txt")
+    assert crate.run(["printf", "%s", "\udcff"], cwd="/", text=False).stdout == b"\xff"
+    crate.close()
+
+
+def test_a_file_that_does_not_fit(engine: Engine) -> None:
+    """What could not be written whole is an error of the engine's, that names the file."""
+    spec = build_spec([Layer(origin="test", values={"tmpfs": "4m"})])
+    view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
+    crate = CrateSandbox(engine.create(spec, rootfs.plan_root(spec, view, rootfs=None)), spec, name="crate")
+    for count in (16 << 20, 1):  # at once, and when the file is closed
+        with pytest.raises(SandboxError, match=r"write\(/tmp/full\d+\): No space left on device"):
+            crate.write_bytes(f"/tmp/full{count}", bytes(count))
     crate.close()
 
 
