@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterable
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.kernel import libc
 
 
 class StatusFlags:
@@ -28,3 +32,34 @@ class StatusFlags:
             with contextlib.suppress(OSError):
                 if fcntl.fcntl(descriptor, fcntl.F_GETFL) != flags:
                     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+
+
+class KeptOpen:
+    """Descriptors of open files, kept to set their flags back later: one of each file, however often it is given."""
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+
+    def keep(self, descriptor: int) -> int:
+        """Return a descriptor of the same open file, which stays open until :meth:`close`.
+
+        :raises OSError: it isn't open, or too many are.
+        """
+        for kept in self._descriptors:
+            if _is_same(kept, descriptor):
+                return kept
+        self._descriptors.append(os.dup(descriptor))
+        return self._descriptors[-1]
+
+    def close(self) -> None:
+        """Close them; idempotent."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _is_same(one: int, other: int) -> bool:
+    """Tell whether two descriptors are known to be of one open file (kcmp(2), KCMP_FILE)."""
+    own = os.getpid()
+    with contextlib.suppress(SandboxError):  # a kernel without it, or a filter that refuses it
+        return libc.syscall("compare open files", "kcmp", own, own, 0, one, other) == 0
+    return False

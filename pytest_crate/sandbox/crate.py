@@ -18,7 +18,7 @@ class Crate:
     :ivar entry: how a payload enters it.
     :ivar deadline: when it is killed, of the monotonic clock; None for never.
     :ivar ended: everything in it has been killed, init has been waited for.
-    :ivar programs: the pids of those that were started in it, ended ones among them.
+    :ivar programs: the pids of those that were started in it, and have not been collected yet.
     """
 
     cgroup: cgroup.Cgroup

@@ -15,7 +15,7 @@ from typing import IO, Any
 import psutil
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import libc, status_flags
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import child
 from pytest_crate.sandbox.environment import program_environment
@@ -30,6 +30,7 @@ from pytest_crate.sandbox.program import (
     parse_most,
     to_bytes,
     verify_arguments,
+    verify_path,
     verify_variables,
 )
 from pytest_crate.sandbox.sandbox import ENDED, NOTHING_YET, LauncherEnded, Sandbox
@@ -54,6 +55,7 @@ class CrateSandbox:
         self.name = name
         self._sandbox = sandbox
         self._programs: list[CratePopen] = []
+        self._lent = status_flags.KeptOpen()
         self._exceeded: set[Limit] = set()
         self._stderr = b""
         self._exit = Exit()
@@ -105,12 +107,14 @@ class CrateSandbox:
         program = child.Program(
             argv=arguments,
             env=variables,
-            cwd=os.fspath(cwd) if cwd is not None else default,
+            cwd=verify_path("cwd", default if cwd is None else cwd),
             user=None if user is None else str(user),
             terminal=terminal,
         )
         try:
-            started = CratePopen(self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+            started = CratePopen(
+                self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text, lent=self._lent
+            )
         except SandboxError as error:
             # Without the frames of the engine's, which asked the launcher.
             raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
@@ -210,6 +214,7 @@ class CrateSandbox:
             raise
         finally:
             program.close()
+            self._programs.remove(program)  # there may be thousands
         if program.exit == Exit():
             # Nobody was there to say how it ended. A process that is being killed closes its files before it has ended.
             raise LauncherEnded("ask the launcher", detail=ENDED)
@@ -251,6 +256,7 @@ class CrateSandbox:
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
         if self._sandbox.root < 0:
             raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
+        path = verify_path("path", path)
         # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
@@ -300,7 +306,9 @@ class CrateSandbox:
 
         :raises SandboxError: it can't be written.
         """
-        with open(self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        # The rest is written when it is closed.
+        with libc.os_step("write a file of the crate's", "write", os.fspath(path)), open(descriptor, "wb") as file:
             file.write(data)
 
     def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8") -> None:
@@ -335,8 +343,9 @@ class CrateSandbox:
             watched = self._sandbox.watch()
             self._exceeded.update(watched.limits_since(NOTHING_YET))
             usage = self._sandbox.close()
-            for program in self._programs:
+            for program in self._programs[:]:  # another thread may be in run()
                 program.close()
+            self._lent.close()
             self._result = CrateResult(
                 name=self.name,
                 usage=usage,

@@ -54,6 +54,7 @@ CONTROL_FD = 3
 
 _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
+_TOO_MANY = "it has too many files open, for crates and programs that live at once; close some, or raise ulimit -n"
 _PATIENCE_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 _MOST_STOPS = 30
@@ -156,6 +157,10 @@ class Launcher:
             if self.channel.fileno() in ready:
                 try:
                     received = wire.receive(self.channel)
+                except wire.DescriptorsLost:
+                    # Only who asks for a program sends any, and waits for the answer.
+                    self._reply({"sandbox_error": SandboxError("ask the launcher", detail=_TOO_MANY).to_json()})
+                    continue
                 except (wire.WireError, ConnectionError):
                     return
                 if received is None:
@@ -505,7 +510,9 @@ class Launcher:
         self._reply({"signalled": alive})
 
     def _kill(self, message: wire.Message, _: list[int]) -> None:
-        os.kill(self._crate(message).init, signal.SIGKILL)
+        crate = self._crate(message)
+        if not crate.ended:
+            os.kill(crate.init, signal.SIGKILL)
         self._reply({"killed": True})
 
     def _late(self, message: wire.Message, _: list[int]) -> None:
@@ -528,6 +535,8 @@ class Launcher:
         self.programs.reap_all_of(crate)
         # While pytest lives: its own children, such as a body, it may have yet to reap.
         crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
+        if crate.ended:
+            crate.deadline = None  # init's pid is nobody's now, or somebody else's
 
     def _remove(self, number: int) -> None:
         """Remove a crate, or what there is of one that is being made; one that is not there is removed already.

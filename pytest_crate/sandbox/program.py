@@ -12,7 +12,8 @@ import os
 import selectors
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -127,7 +128,11 @@ class CratePopen:
         stdout: int | IO[Any] | None,
         stderr: int | IO[Any] | None,
         text: bool,
+        lent: status_flags.KeptOpen,
     ) -> None:
+        """
+        :param lent: takes pytest's own streams that it is given, until the crate has ended, and all that has them.
+        """
         self.args = program.argv
         self.returncode: int | None = None
         self.exit = Exit()
@@ -136,22 +141,22 @@ class CratePopen:
         self.stderr: IO[Any] | None = None
         self._sandbox = sandbox
         self._frames = wire.FrameReader()
+        # Several threads may wait; and a signal's handler may ask in the midst of it.
+        self._noting = threading.RLock()
         self._text = text
-        # pytest's own streams, kept open to set their flags back when the crate has ended, and all that has them.
-        self._lent: list[int] = []
         theirs: list[int] = []
+        own: list[int] = []
         try:
             for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
                 theirs.append(self._connect(name, number, given, theirs))
                 if given is None:
-                    self._lent.append(os.dup(theirs[-1]))
-            self._flags = status_flags.StatusFlags(self._lent)
+                    own.append(lent.keep(theirs[-1]))
+            self._flags = status_flags.StatusFlags(own)
             if program.terminal and not os.isatty(theirs[0]):
                 raise ValueError("terminal=True wants a terminal as stdin, and what it got is none")
             self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
         except BaseException:
             self._close_streams()
-            self._close_lent()
             raise
         finally:
             for descriptor in theirs:
@@ -164,6 +169,8 @@ class CratePopen:
         if given == subprocess.DEVNULL:
             return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if given == subprocess.STDOUT:
+            if name != "stderr":
+                raise ValueError(f"{name} can't be STDOUT: only stderr can be where stdout is")
             return os.dup(theirs[1])
         if given != subprocess.PIPE:
             return os.dup(given if isinstance(given, int) else given.fileno())
@@ -182,13 +189,30 @@ class CratePopen:
         os.close(self._status)
 
     def _note_exit(self) -> None:
-        """Read the status pipe, which is readable."""
-        data = os.read(self._status, 1 << 16)
-        if not data:
-            self._end(Exit())  # the launcher is gone, and the crate with it
-            return
-        for message in self._frames.feed(data):
-            self._end(Exit(**message["exit"]))
+        """Read the status pipe, which is readable, unless another thread has read it meanwhile."""
+        with self._noting:
+            if self.returncode is not None:
+                return
+            data = os.read(self._status, 1 << 16)
+            if not data:
+                self._end(Exit())  # the launcher is gone, and the crate with it
+                return
+            for message in self._frames.feed(data):
+                self._end(Exit(**message["exit"]))
+
+    @contextlib.contextmanager
+    def _own_status(self) -> Iterator[int | None]:
+        """Give a descriptor of the status pipe that no other thread closes; None if the end has been noted.
+
+        Who waits at one that another closes is not told of it, and waits for ever (select(2), "NOTES").
+        """
+        with self._noting:
+            status = None if self.returncode is not None else os.dup(self._status)
+        try:
+            yield status
+        finally:
+            if status is not None:
+                os.close(status)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once the program has ended, for :mod:`select`; -1 afterwards."""
@@ -208,8 +232,10 @@ class CratePopen:
         end = end_after(timeout)
         while self.returncode is None:
             left = None if end is None else min(max(0.0, end - monotonic.seconds()), _LONGEST_WAIT_SEC)
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._status, selectors.EVENT_READ)
+            with self._own_status() as status, selectors.DefaultSelector() as selector:
+                if status is None:
+                    continue
+                selector.register(status, selectors.EVENT_READ)
                 ready = selector.select(left)
             if ready:
                 self._note_exit()
@@ -233,9 +259,10 @@ class CratePopen:
         :raises OutputTooLong: it wrote more, and has been killed.
         """
         most_bytes = parse_most(max_output)
+        end = end_after(timeout)
         found = {name: bytearray() for name in ("stdout", "stderr")}
         try:
-            self._exchange(to_bytes(input), found, end_after(timeout), most_bytes)
+            self._exchange(to_bytes(input), found, end, most_bytes)
         except OverflowError:
             self.kill_group()
             self._close_streams()
@@ -250,7 +277,7 @@ class CratePopen:
         return self._result(self.stdout, found["stdout"]), self._result(self.stderr, found["stderr"])
 
     def _exchange(self, data: bytes, found: Mapping[str, bytearray], end: float | None, most_bytes: int | None) -> None:
-        with selectors.DefaultSelector() as selector:
+        with self._own_status() as status, selectors.DefaultSelector() as selector:
             pending = memoryview(data)
             if self.stdin is not None and not self.stdin.closed:
                 self.stdin.flush()
@@ -263,8 +290,8 @@ class CratePopen:
                 if stream is not None and not stream.closed:
                     os.set_blocking(stream.fileno(), False)
                     selector.register(stream.fileno(), selectors.EVENT_READ, name)
-            if self.returncode is None:
-                selector.register(self._status, selectors.EVENT_READ, "status")
+            if status is not None:
+                selector.register(status, selectors.EVENT_READ, "status")
             # What was in the pipes at the program's end is its own; what daemons write later is not waited for.
             rest = _PIPE_BYTES
             while selector.get_map():
@@ -338,17 +365,13 @@ class CratePopen:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def _close_lent(self) -> None:
-        while self._lent:
-            os.close(self._lent.pop())
-
     def close(self) -> None:
         """Close the streams; the program, if it still runs, ends with its crate."""
         self._close_streams()
         self._flags.restore()
-        self._close_lent()
-        if self.returncode is None:
-            self._end(Exit())
+        with self._noting:
+            if self.returncode is None:
+                self._end(Exit())
 
     def __enter__(self) -> Self:
         return self
@@ -391,6 +414,7 @@ def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
             raise TypeError(f"argv must be a list of strings, and {argument!r} is none")
         if "\0" in argument:  # execve(2) takes strings that end with it
             raise ValueError(f"argv: a null character in {argument!r}")
+        os.fsencode(argument)  # UnicodeEncodeError: one half of a surrogate pair is no text
     if not arguments[0]:
         raise ProgramNotFound("''", "the program's name is empty")
     return arguments
@@ -404,6 +428,21 @@ def verify_variables(env: Mapping[str, str | None]) -> None:
             raise TypeError(f"env: the value of {name} must be a string or None, not {value!r}")
         if not name or "=" in name or "\0" in name + (value or ""):
             raise ValueError(f"env: {name}={value!r} can't be a variable: empty, '=' in its name, or a null character")
+        os.fsencode(name + (value or ""))
+
+
+def verify_path(name: str, path: str | os.PathLike[str]) -> str:
+    """Return a path as text.
+
+    :raises ValueError: the kernel would take a part of it for the whole, or it can't be written.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string or a path of one, not {text!r}")
+    if "\0" in text:
+        raise ValueError(f"{name}: a null character in {text!r}")
+    os.fsencode(text)
+    return text
 
 
 def to_bytes(data: str | bytes | None) -> bytes:

@@ -35,7 +35,7 @@ class Programs:
     def __init__(self, wait_entered: WaitEntered, *, recorded: bool) -> None:
         self._wait_entered = wait_entered
         self._begin = self._bear if recorded else self._fork
-        self._alive: dict[int, int] = {}  # pid → descriptor on which its end is told
+        self._alive: dict[int, tuple[Crate, int]] = {}  # pid → its crate, and the descriptor on which its end is told
 
     def start(self, crate: Crate, program: child.Program, stdio: Sequence[int], telling: int) -> int:
         """Start a program in a crate; return its pid.
@@ -48,7 +48,7 @@ class Programs:
         if crate.timed_out:
             raise SandboxError(step, detail="the crate was killed at its timeout")
         pid = self._begin(crate, step, program, child.who_is(program.user, crate.root), stdio)
-        self._alive[pid] = telling
+        self._alive[pid] = crate, telling
         crate.programs.add(pid)
         return pid
 
@@ -116,17 +116,18 @@ class Programs:
 
     def are_in(self, crate: Crate) -> bool:
         """Return whether one of a crate's has not been collected yet."""
-        return not crate.programs.isdisjoint(self._alive)
+        return bool(crate.programs)
 
     def reap_all_of(self, crate: Crate) -> None:
         """Wait for the ends of a crate's programs, whose init has been killed."""
-        for pid in crate.programs & self._alive.keys():
+        for pid in list(crate.programs):
             self._reap(pid, 0)
 
     def _reap(self, pid: int, options: int) -> None:
         ended, status = os.waitpid(pid, options)
         if ended:
-            descriptor = self._alive.pop(pid)
+            crate, descriptor = self._alive.pop(pid)
+            crate.programs.discard(pid)  # the next that has this pid may be another crate's
             try:
                 with contextlib.suppress(BrokenPipeError):
                     wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})

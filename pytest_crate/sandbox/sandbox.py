@@ -83,6 +83,8 @@ class Engine:
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         self._pid = 0
+        self._getpid = os.getpid  # a test may replace it
+        self._owner = 0
         self._enforcement: Enforcement | None = None
         # A launcher was killed, and no other has begun since.
         self._lost = False
@@ -133,6 +135,7 @@ class Engine:
                 setsigmask=(),
             )
             undo.pop_all()
+        self._owner = self._getpid()
         self._channel = ours
         answer, _ = self._receive()
         if "error" in answer:
@@ -198,10 +201,19 @@ class Engine:
         """
         with self._lock, _signals_held() as mask:
             channel = self._verify_alive(launcher)
-            self._send(channel, message, descriptors)
+            frame = wire.encode(message)
             answer = None
-            while answer is None:
-                answer = self._next_answer(channel, mask)
+            try:
+                self._send(channel, frame, descriptors)
+                while answer is None:
+                    answer = self._next_answer(channel, mask)
+            except SandboxError:
+                raise  # the stream is in order, or given up already
+            except BaseException:
+                # Another of pytest's threads got the signal that this one holds: its handler runs in here all the same.
+                # The answer may still come, and would be taken for the next request's.
+                self._forget()
+                raise
         if "sandbox_error" in answer:
             raise SandboxError.from_json(answer["sandbox_error"])
         return answer
@@ -212,7 +224,7 @@ class Engine:
         :raises LauncherEnded: there is nobody to hear it.
         """
         with self._lock, _signals_held():
-            self._send(self._verify_alive(launcher), message)
+            self._send(self._verify_alive(launcher), wire.encode(message))
 
     def verify_alive(self, launcher: int) -> None:
         """
@@ -222,14 +234,18 @@ class Engine:
             self._verify_alive(launcher)
 
     def _verify_alive(self, launcher: int) -> socket.socket:
+        if self._owner != self._getpid():
+            # It has the same socket: each would get answers to what the other has asked.
+            detail = "the crate belongs to the process that this one was forked from, and only that one can use it"
+            raise SandboxError("ask the launcher", detail=detail)
         # A new launcher knows nothing of another's crates.
         if self._channel is None or self._pid != launcher or self._has_ended(self._channel):
             raise LauncherEnded("ask the launcher", detail=ENDED)
         return self._channel
 
-    def _send(self, channel: socket.socket, message: Mapping[str, object], descriptors: Iterable[int] = ()) -> None:
+    def _send(self, channel: socket.socket, frame: bytes, descriptors: Iterable[int] = ()) -> None:
         try:
-            wire.send(channel, message, descriptors)
+            wire.send_frame(channel, frame, descriptors)
         except wire.WireError as error:
             raise SandboxError("ask the launcher", detail=str(error)) from None
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -239,6 +255,9 @@ class Engine:
             # A part of the message may have gone: the stream is of no more use.
             self._forget()
             raise SandboxError("ask the launcher", syscall="sendmsg", errno=error.errno) from error
+        except BaseException:  # a signal's handler raised: likewise
+            self._forget()
+            raise
 
     def _next_answer(self, channel: socket.socket, mask: set[int]) -> wire.Message | None:
         """Wait for a message: return an answer to what was asked; keep one on a crate for who wants that."""
@@ -291,7 +310,7 @@ class Engine:
             message["steps"] = True
         if self._design is not design:
             message["design"] = design.data
-        self._send(channel, message)
+        self._send(channel, wire.encode(message))
         self._design = design
         self._answers[number] = None
         return number
@@ -306,7 +325,7 @@ class Engine:
             _close(answer[1])
         if self._channel is not None:
             with contextlib.suppress(LauncherEnded):
-                self._send(self._channel, {"request": "remove", "crate": number})
+                self._send(self._channel, wire.encode({"request": "remove", "crate": number}))
 
     def _take_prepared(self, design: Order) -> int | None:
         """Return the number of a prepared crate if it is what is asked for now; None, and none prepared, if not."""

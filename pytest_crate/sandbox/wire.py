@@ -32,6 +32,10 @@ class WireError(Exception):
     """What came over the wire is not a message."""
 
 
+class DescriptorsLost(WireError):
+    """A message came, and not all of the descriptors beside it: whoever receives it has too many open."""
+
+
 def encode(message: Mapping[str, object]) -> bytes:
     """Return the frame of a message."""
     body = _to_json(message).encode()
@@ -137,7 +141,11 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Ite
 
     :raises WireError: it is longer than what is accepted; nothing has been sent.
     """
-    frame = encode(message)
+    send_frame(channel, encode(message), descriptors)
+
+
+def send_frame(channel: socket.socket, frame: bytes, descriptors: Iterable[int] = ()) -> None:
+    """Send what :func:`encode` has made of a message, as :func:`send` does."""
     if len(frame) - _LENGTH.size > MAX_FRAME_BYTES:
         raise WireError(f"a message of {len(frame)} bytes is too long")
     fds = list(descriptors)
@@ -151,13 +159,12 @@ def send(channel: socket.socket, message: Mapping[str, object], descriptors: Ite
 def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """Receive a message and the descriptors beside it (close-on-exec); None at the end of the stream.
 
+    :raises DescriptorsLost: there is no room for them; the stream is in order.
     :raises WireError: the stream ends inside a message, or holds none.
     """
     # Not socket.recv_fds(), which drops its flags: the descriptors would be inherited by any exec.
     room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * _DESCRIPTOR.size)
     head, ancillary, flags, _ = channel.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
-    if flags & socket.MSG_CTRUNC:
-        raise WireError("descriptors were lost on the way: this process has too many open (ulimit -n)")
     fds = [
         descriptor
         for level, kind, data in ancillary
@@ -174,6 +181,10 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     body = bytearray()
     while len(body) < length:
         body += _some(channel, min(length - len(body), 1 << 20))
+    if flags & socket.MSG_CTRUNC:
+        for descriptor in fds:
+            os.close(descriptor)
+        raise DescriptorsLost("descriptors were lost on the way: this process has too many open (ulimit -n)")
     return decode(bytes(body)), fds
 
 

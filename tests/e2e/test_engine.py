@@ -1,0 +1,277 @@
+"""What holds for the crates of one launcher: pids used again, threads, forks, signals, and descriptors that run out."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_crate.errors import SandboxError
+from pytest_crate.sandbox import host_view, rootfs, wire
+from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.program import CratePopen
+from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox
+from pytest_crate.spec import Layer, build_spec
+
+SPEC = build_spec([Layer(origin="test", values={})])
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+PIDS_AGAIN = """
+import subprocess, sys, time
+
+sys.path.insert(0, sys.argv[1])
+from pytest_crate.sandbox.sandbox import Engine
+from tests.e2e.test_engine import crate_of
+
+def start(box, *argv):
+    return box.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+engine = Engine()
+one, other = crate_of(engine), crate_of(engine)
+early = start(one, "true")
+early.wait()
+for before in (1, 2):  # a program is born by itself, or by a first process
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(early.pid - before))
+    late = start(other, "sleep", "20")
+    if late.pid == early.pid:
+        break
+    late.kill()
+    late.wait()
+assert late.pid == early.pid
+begun = time.monotonic()
+one.close()
+other.run(["true"], check=True)
+assert time.monotonic() - begun < 15
+assert late.poll() is None
+other.close()
+engine.close()
+"""
+
+
+def sandbox_of(engine: Engine) -> Sandbox:
+    """Make a crate on the host's root."""
+    view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
+    return engine.create(SPEC, rootfs.plan_root(SPEC, view, rootfs=None))
+
+
+def crate_of(engine: Engine) -> CrateSandbox:
+    """Make a crate on the host's root, to run programs in."""
+    return CrateSandbox(sandbox_of(engine), SPEC, name="crate")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def start(crate: CrateSandbox, *argv: str) -> CratePopen:
+    null = subprocess.DEVNULL
+    return crate.popen(argv, stdin=null, stdout=null, stderr=null, cwd="/")
+
+
+def launcher_of(engine: Engine) -> psutil.Process:
+    (found,) = [child for child in psutil.Process().children() if child.name() == "crate-launcher"]
+    return found
+
+
+def descriptors(process: str = "self") -> int:
+    return len(os.listdir(f"/proc/{process}/fd"))
+
+
+def test_the_time_of_a_crate_that_has_ended(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it comes, before the crate is removed, it is nobody's: the launcher and its other crates go on."""
+    sandbox, other = sandbox_of(engine), crate_of(engine)
+    crate = CrateSandbox(sandbox, SPEC, name="crate")
+    start(crate, "sleep", "100")
+    tell = engine.tell
+
+    def tell_late(message: Mapping[str, object], *, launcher: int) -> None:
+        time.sleep(1)
+        tell(message, launcher=launcher)
+
+    sandbox.set_deadline(time.monotonic() + 0.7)
+    monkeypatch.setattr(engine, "tell", tell_late)
+    assert crate.close().exceeded == ()
+    assert other.run(["echo", "here"], cwd="/").stdout == "here\n"
+    other.close()
+
+
+def test_a_pid_that_is_used_again(tmp_path: Path) -> None:
+    """A crate that is closed does not wait for another's program, with the pid that one of its own had."""
+    script = tmp_path / "script.py"
+    script.write_text(PIDS_AGAIN)
+    project = Path(__file__).parents[2]
+    subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, str(script), str(project)],
+        check=True,
+        cwd=project,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda program: program.wait(10), lambda program: program.communicate(timeout=10)],
+    ids=["wait", "communicate"],
+)
+def test_threads_that_wait_for_one_program(engine: Engine, wait: Callable[[CratePopen], object]) -> None:
+    """Each is told of its end, and none of another end than it had."""
+    crate = crate_of(engine)
+    for _ in range(40):
+        program = start(crate, "sh", "-c", "exit 3")
+        failed: list[BaseException] = []
+
+        def watch(program: CratePopen = program, failed: list[BaseException] = failed) -> None:
+            try:
+                while program.poll() is None:
+                    pass
+                wait(program)
+            except BaseException as error:  # noqa: BLE001 - a thread's own end would only be a warning
+                failed.append(error)
+
+        def wait_only(program: CratePopen = program, failed: list[BaseException] = failed) -> None:
+            try:
+                wait(program)
+            except BaseException as error:  # noqa: BLE001 - likewise
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for work in (watch, wait_only, wait_only, wait_only)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (failed, program.returncode, program.exit.code) == ([], 3, 3)
+    crate.close()
+
+
+def test_a_time_beyond_all_numbers(engine: Engine) -> None:
+    """It is refused as what it is, and the program is left alone."""
+    crate = crate_of(engine)
+    program = start(crate, "sleep", "100")
+    with pytest.raises(OverflowError):
+        program.communicate(timeout=10**400)
+    assert program.poll() is None
+    crate.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"cwd": "/etc\0/x"}, ValueError, "cwd: a null character"),
+        ({"cwd": b"/etc"}, TypeError, "cwd must be a string"),
+        ({"cwd": "/\ud800"}, UnicodeEncodeError, "surrogates not allowed"),
+        ({"env": {"A": "\ud800"}}, UnicodeEncodeError, "surrogates not allowed"),
+        ({"stdout": subprocess.STDOUT}, ValueError, "only stderr can be where stdout is"),
+    ],
+)
+def test_what_is_no_path_or_text(engine: Engine, options: dict[str, Any], error: type[Exception], reason: str) -> None:
+    """It is refused in the test's own terms, before anything is asked of the launcher, which lives on."""
+    crate = crate_of(engine)
+    with pytest.raises(error, match=reason):
+        crate.popen(["true"], **options)
+    with pytest.raises(UnicodeEncodeError):
+        crate.run(["echo", "\ud800"])
+    with pytest.raises(ValueError, match="path: a null character"):
+        crate.read_bytes("/etc/passwd\0.txt")
+    assert crate.run(["printf", "%s", "\udcff"], cwd="/", text=False).stdout == b"\xff"
+    crate.close()
+
+
+def test_a_file_that_does_not_fit(engine: Engine) -> None:
+    """What could not be written whole is an error of the engine's, that names the file."""
+    spec = build_spec([Layer(origin="test", values={"tmpfs": "4m"})])
+    view = host_view.program_view("/", rootless=engine.enforcement.rootless, environ=os.environ)
+    crate = CrateSandbox(engine.create(spec, rootfs.plan_root(spec, view, rootfs=None)), spec, name="crate")
+    for count in (16 << 20, 1):  # at once, and when the file is closed
+        with pytest.raises(SandboxError, match=r"write\(/tmp/full\d+\): No space left on device"):
+            crate.write_bytes(f"/tmp/full{count}", bytes(count))
+    crate.close()
+
+
+def test_a_fork_of_the_test(engine: Engine) -> None:
+    """It is told that the crate is not its own; the test's requests are answered as ever."""
+    crate = crate_of(engine)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            crate.run(["true"], cwd="/")
+        except SandboxError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    for number in range(10):
+        assert crate.run(["echo", str(number)], cwd="/").stdout == f"{number}\n"
+    os.waitpid(pid, 0)
+    with open(reading) as told:
+        assert "the crate belongs to the process that this one was forked from" in told.read()
+    assert crate.run(["echo", "again"], cwd="/").stdout == "again\n"
+    crate.close()
+
+
+def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is not taken for the next one's. A mask doesn't keep the signal from pytest's other threads."""
+    crate = crate_of(engine)
+    send = wire.send_frame
+
+    def send_and_raise(*args: object) -> None:
+        send(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "send_frame", send_and_raise)
+        with pytest.raises(KeyboardInterrupt):
+            start(crate, "true")
+    with pytest.raises(LauncherEnded):
+        start(crate, "true")
+    crate.close()
+    another = crate_of(engine)
+    assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
+    another.close()
+
+
+def test_many_programs_on_pytests_own_streams(engine: Engine) -> None:
+    """What is kept of each stream until the crate's end does not grow with the number of programs."""
+    crate = crate_of(engine)
+    before = descriptors()
+    for _ in range(20):
+        with crate.popen(["true"], cwd="/"):
+            pass
+    assert descriptors() <= before + 3
+    crate.close()
+    assert descriptors() < before
+
+
+def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:
+    """It says so, and its crates live on."""
+    crate = crate_of(engine)
+    running = start(crate, "sleep", "100")
+    launcher = launcher_of(engine)
+    limits = launcher.rlimit(resource.RLIMIT_NOFILE)
+    most = descriptors(str(launcher.pid)) + 2
+    launcher.rlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(SandboxError, match=r"too many files open.*ulimit -n"):
+            start(crate, "true")
+    assert (descriptors(), descriptors(str(launcher.pid))) == (before, most - 2)
+    launcher.rlimit(resource.RLIMIT_NOFILE, limits)
+    assert running.poll() is None
+    assert crate.run(["echo", "here"], cwd="/").stdout == "here\n"
+    crate.close()
