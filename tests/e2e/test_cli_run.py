@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -316,6 +317,14 @@ def test_reader_that_has_gone(tmp_path: Path) -> None:
     )
     os.close(writing)
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    """Where something is mounted at a place with another encoding's name, there are crates all the same."""
+    there = shlex.quote(str(tmp_path))
+    line = f"cd {there}; p=$(printf 'caf\\351'); mkdir $p; mount -t tmpfs none $p; {' '.join(COMMAND)} run host ls"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", line], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\xe9\n", b"")
 
 
 def test_closed_descriptors(tmp_path: Path) -> None:
