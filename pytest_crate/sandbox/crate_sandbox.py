@@ -30,6 +30,7 @@ from pytest_crate.sandbox.program import (
     parse_most,
     to_bytes,
     verify_arguments,
+    verify_path,
     verify_variables,
 )
 from pytest_crate.sandbox.sandbox import ENDED, NOTHING_YET, LauncherEnded, Sandbox
@@ -105,7 +106,7 @@ class CrateSandbox:
         program = child.Program(
             argv=arguments,
             env=variables,
-            cwd=os.fspath(cwd) if cwd is not None else default,
+            cwd=default if cwd is None else verify_path("cwd", cwd),
             user=None if user is None else str(user),
             terminal=terminal,
         )
@@ -249,6 +250,7 @@ class CrateSandbox:
         return Path(f"/proc/{self._sandbox.init}/root")
 
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
+        path = verify_path("path", path)
         if self._sandbox.root < 0:
             raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
         # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.

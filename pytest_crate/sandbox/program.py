@@ -396,6 +396,17 @@ def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     return arguments
 
 
+def verify_path(name: str, path: str | bytes | os.PathLike[str]) -> str:
+    """Return a path in a crate as a string: the kernel would take what is before a null character for the whole.
+
+    :raises ValueError: there is one in it.
+    """
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise ValueError(f"{name}: a null character in {text!r}")
+    return text
+
+
 def verify_variables(env: Mapping[str, str | None]) -> None:
     for name, value in env.items():
         if not isinstance(name, str):
