@@ -90,11 +90,13 @@ def confine(
     who: identity.Identity | None,
     clock: steps.Clock = steps.OFF,
     *,
+    hidden: bool = False,
     call: libc.Caller = libc.syscall,
 ) -> None:
     """Give up every right that a payload may not have; the last step before the user's code.
 
     :param who: the user to become; None stays who it is.
+    :param hidden: the process is hidden (:func:`hide`), and is to stay so.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
     root = entry.root if who is None else who.uid == 0
@@ -108,7 +110,14 @@ def confine(
     capabilities.limit_bounding_set(entry.keep, entry.last_capability, call=call)
     clock.done("drop the bounding set")
     if who is not None:
+        if hidden:
+            # With fs.suid_dumpable=1 a change of ids takes back what hides it (commit_creds() in kernel/cred.c). Until
+            # it is hidden again it keeps the capabilities that no other process in the crate has, and so can't be
+            # traced by one (cap_ptrace_access_check() in security/commoncap.c).
+            capabilities.keep_over_change_of_ids(call=call)
         identity.become(who, keep_groups=entry.one_user, call=call)
+        if hidden:
+            hide(call=call)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0, call=call)
     capabilities.no_new_privs(call=call)
     clock.done("drop capabilities")
@@ -344,4 +353,4 @@ def enter_as(
     if program.terminal and who is not None:
         # For a program that opens its terminal by name; the one who made it is its owner (runc does likewise).
         call(f"{step}: give the user the terminal", "fchown", 0, who.uid, -1, path="0")
-    confine(entry, who, call=call)
+    confine(entry, who, hidden=True, call=call)
