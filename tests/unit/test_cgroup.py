@@ -258,6 +258,9 @@ def test_configured_cgroup_must_exist(tmp_path: Path) -> None:
         find_parent(run_name="pytest-crate-run", configured="/nowhere", proc_root=proc)
     assert caught.value.feature == "cgroup"
     assert caught.value.hint == f"sudo mkdir -p {tmp_path}/cgroup/memory/nowhere"
+    with pytest.raises(HostError) as caught:
+        find_parent(run_name="pytest-crate-run", configured="no where; reboot", proc_root=proc)
+    assert caught.value.hint == f"sudo mkdir -p '{tmp_path}/cgroup/memory/no where; reboot'"
     assert list(tmp_path.rglob("pytest-crate-run")) == []
 
 
