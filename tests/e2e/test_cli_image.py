@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -64,6 +65,26 @@ def test_add_list_path_rm(image: Image, tmp_path: Path) -> None:
     assert image("rm", digest[7:13]) == (0, [digest], "")
     assert len(image("list")[1]) == 1
     assert not Path(path).exists()
+
+
+def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    """A path is printed byte for byte, be its encoding the locale's or not."""
+    name = os.fsdecode(b"caf\xe9.tar")
+    archive(tmp_path / name, "usr")
+    (tmp_path / os.fsdecode(b"caf\xe9") / "usr").mkdir(parents=True)
+    printed = b""
+    for arguments in (["path", os.fsdecode(b"caf\xe9")], ["add", name], ["list"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_crate.cli", "image", *arguments, "--store", "store"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        printed += done.stdout
+    assert printed.startswith(os.fsencode(tmp_path) + b"/caf\xe9\n")
+    assert printed.endswith(b"/caf\xe9.tar\n")
 
 
 def test_rm_wants_one_image(image: Image, tmp_path: Path) -> None:
