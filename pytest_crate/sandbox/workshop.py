@@ -160,6 +160,6 @@ class Workshop:
 
 
 def _mounts_below(path: str) -> list[str]:
-    with open(f"{HOST}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+    with open(f"{HOST}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in stream]
     return [point for point in points if point.startswith(f"{path}/")]

@@ -319,12 +319,14 @@ def test_reader_that_has_gone(tmp_path: Path) -> None:
     assert done.returncode == 128 + signal.SIGPIPE
 
 
-def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
-    """Where something is mounted at a place with another encoding's name, there are crates all the same."""
+@pytest.mark.parametrize("name", ["caf\\351", "page\\f1", "line\\r1", "line\\342\\200\\2502"])
+def test_odd_names_of_mount_points(tmp_path: Path, name: str) -> None:
+    """Where something is mounted at a place whose name is no UTF-8, or has what could end a line, there are crates."""
     there = shlex.quote(str(tmp_path))
-    line = f"cd {there}; p=$(printf 'caf\\351'); mkdir $p; mount -t tmpfs none $p; {' '.join(COMMAND)} run host ls"
+    command = f"{' '.join(COMMAND)} run host ls"
+    line = f"cd {there}; p=$(printf '{name}'); mkdir $p; mount -t tmpfs none $p; touch $p/file; {command} $p"
     done = subprocess.run(["unshare", "-m", "sh", "-c", line], capture_output=True, timeout=30, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\xe9\n", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"file\n", b"")
 
 
 def test_closed_descriptors(tmp_path: Path) -> None:
