@@ -234,6 +234,23 @@ def test_mounts(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "given"
 
 
+def test_a_mount_on_a_link_of_the_hosts(cli: Cli, tmp_path: Path) -> None:
+    """A symbolic link in a directory that is mounted ``rw`` is not replaced by a place to mount on; in another it is,
+    in the crate alone."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").touch()
+    (tmp_path / "project").mkdir()
+    link = tmp_path / "project" / "data"
+    link.symlink_to("/elsewhere")
+    done = cli("--mount", "project:/src:rw", "--mount", "data:/src/data", "host", "ls", "/src/data")
+    assert done.returncode == 125
+    assert b"/src/data: it is a symbolic link in a directory of the host's that is mounted rw" in done.stderr
+    assert os.readlink(link) == "/elsewhere"
+    done = cli("--mount", f"data:{link}", "host", "ls", link)
+    assert (done.stdout, done.stderr) == (b"file\n", b"")
+    assert os.readlink(link) == "/elsewhere"
+
+
 def test_environment_user_and_directory(cli: Cli) -> None:
     """``--env`` sets or hands on, ``--clean-env`` starts anew, ``--user`` and ``--workdir`` are as in Docker."""
     environment = {**os.environ, "HANDED": "on", "KEPT": "no"}
