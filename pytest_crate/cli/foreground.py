@@ -68,7 +68,7 @@ def run_in_foreground(crate: CrateSandbox, sandbox: Sandbox, argv: Sequence[str]
     :raises SandboxError: it can't be started.
     """
     on_terminal = os.isatty(0) and os.isatty(1)
-    signals = (*_FORWARDED, signal.SIGCONT, signal.SIGWINCH if on_terminal else signal.SIGTSTP)
+    signals = (*_FORWARDED, signal.SIGCONT, signal.SIGTSTP, *((signal.SIGWINCH,) if on_terminal else ()))
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(_Signals(signals))
         relay = None
@@ -159,8 +159,11 @@ class _Watch:
             self._relay.make_raw()
             self._relay.resize()
         elif number == signal.SIGTSTP:
-            # The program has a session, and so an orphaned process group, of its own, which SIGTSTP does not stop.
-            self._sandbox.signal(self._program.pid, signal.SIGSTOP, group=True)
+            if self._relay is not None:
+                self._relay.lend_back()
+            else:
+                # The program has a session, and so an orphaned process group, of its own, which SIGTSTP does not stop.
+                self._sandbox.signal(self._program.pid, signal.SIGSTOP, group=True)
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
             group = number in (*_FROM_KEYS, signal.SIGCONT)

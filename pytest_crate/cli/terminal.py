@@ -88,12 +88,21 @@ class Relay:
             self.make_raw()
             yield
         finally:
-            _set(lambda: termios.tcsetattr(_KEYBOARD, termios.TCSADRAIN, self._settings))
+            self._restore()
             if self._screen is not None:
                 os.close(self._screen)
 
+    def lend_back(self) -> None:
+        """Give the user's terminal its settings back for a stop, if it is ours now: not all shells do that."""
+        with contextlib.suppress(OSError):  # hung up
+            if os.tcgetpgrp(_KEYBOARD) == os.getpgrp():
+                self._restore()
+
+    def _restore(self) -> None:
+        _set(lambda: termios.tcsetattr(_KEYBOARD, termios.TCSADRAIN, self._settings))
+
     def make_raw(self) -> None:
-        """Put the user's terminal into raw mode, again after a stop: a shell resets it then."""
+        """Put the user's terminal into raw mode, again after a stop."""
         _set(lambda: tty.setraw(_KEYBOARD, termios.TCSADRAIN))
 
     def resize(self) -> None:

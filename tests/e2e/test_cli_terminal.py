@@ -256,10 +256,23 @@ def test_a_program_that_ends_in_the_background(start: Start, tmp_path: Path) -> 
     session.expect("ready")
     assert session.is_raw()
     session.process.send_signal(signal.SIGUSR1)
-    while os.tcgetpgrp(session.master) != session.process.pid:
-        time.sleep(0.01)
+    _await(lambda: os.tcgetpgrp(session.master) == session.process.pid)
     (tmp_path / "end").touch()
     assert session.ends() == 0
+
+
+def test_a_stop_restores_the_terminal(start: Start) -> None:
+    """While we are stopped by a signal the terminal is what it was, and afterwards the program's again."""
+    session = start("run", "host", "sh", "-c", "echo ready; read line; exit 5")
+    session.expect("ready")
+    assert session.is_raw()
+    session.process.send_signal(signal.SIGTSTP)
+    _await(lambda: psutil.Process(session.process.pid).status() == psutil.STATUS_STOPPED)
+    assert termios.tcgetattr(session.slave) == session.settings
+    session.process.send_signal(signal.SIGCONT)
+    _await(session.is_raw)
+    session.type("\r")
+    assert session.ends() == 5
 
 
 def test_a_terminal_that_stalls(start: Start) -> None:
@@ -271,6 +284,13 @@ def test_a_terminal_that_stalls(start: Start) -> None:
         time.sleep(0.1)
     session.process.terminate()
     assert session.ends() == 128 + signal.SIGTERM
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_SEC
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def _queued(descriptor: int) -> int:
