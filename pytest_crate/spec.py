@@ -314,6 +314,8 @@ def parse_mount(value: object, directory: str = "/") -> Mount:
         raise ValueError(value)
     source = os.path.normpath(os.path.join(directory, os.path.expanduser(parts[0])))
     target = os.path.normpath(parts[1]) if len(parts) == 2 else source
+    if target.startswith("//"):
+        target = target[1:]  # normpath() leaves two slashes, which POSIX allows to mean something else; Linux doesn't
     # A crate has these three of its own.
     if not target.startswith("/") or target in ("/", "/dev") or re.match(r"/(proc|sys)(/|$)", target):
         raise ValueError(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,9 @@ def run_command(argv: Sequence[str] | None) -> int:
 
     :param argv: the arguments; None for those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path is printed as it is, in whatever encoding: Python does so of itself in the locales C and POSIX only.
+        sys.stdout.reconfigure(errors="surrogateescape")
     arguments = make_parser().parse_args(argv)
     try:
         status: int = arguments.function(arguments)

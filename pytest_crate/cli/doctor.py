@@ -42,4 +42,6 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def _wants_colour() -> bool:
     # NO_COLOR counts with any value but the empty one (no-color.org).
+    if sys.stdout is None:  # closed before we were started
+        return False
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

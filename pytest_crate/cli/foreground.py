@@ -19,7 +19,7 @@ from pytest_crate.sandbox.sandbox import Sandbox
 from pytest_crate.sandbox.terminal import open_terminal
 
 GRACE_SEC = 2.0
-"""How long a program has to end after SIGTERM or SIGHUP, until its crate is killed."""
+"""How long a program has to end after SIGTERM or SIGHUP, until its crate is killed; and a terminal to show the rest."""
 
 # A terminal sends these to a whole process group: the program's children are to get them as well.
 _FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
@@ -68,7 +68,7 @@ def run_in_foreground(crate: CrateSandbox, sandbox: Sandbox, argv: Sequence[str]
     :raises SandboxError: it can't be started.
     """
     on_terminal = os.isatty(0) and os.isatty(1)
-    signals = (*_FORWARDED, signal.SIGCONT, signal.SIGWINCH if on_terminal else signal.SIGTSTP)
+    signals = (*_FORWARDED, signal.SIGCONT, signal.SIGTSTP, *((signal.SIGWINCH,) if on_terminal else ()))
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(_Signals(signals))
         relay = None
@@ -104,6 +104,8 @@ class _Watch:
         self._relay = relay
         self._deadline: float | None = None
         self._hung_up = False
+        self._told_to_end = False
+        self._shown_by: float | None = None
 
     def until_the_end(self) -> None:
         """Return when the program has ended and what it wrote to its terminal is shown."""
@@ -122,7 +124,23 @@ class _Watch:
                     self._hung_up = True
                     self._react(signal.SIGHUP)
         if self._relay is not None:
-            self._relay.drain()
+            self._relay.drain(self._wait_to_show)
+
+    def _wait_to_show(self, screen: int) -> bool:
+        """Wait until a terminal takes more; False when it has not taken all for too long after we were told to end."""
+        poll = select.poll()
+        poll.register(self._signals.descriptor, select.POLLIN)
+        poll.register(screen, select.POLLOUT)
+        while True:
+            self._told_to_end |= any(number in (*_ENDING, *_FROM_KEYS) for number in self._signals.read())
+            if self._told_to_end and self._shown_by is None:
+                self._shown_by = time.monotonic() + GRACE_SEC
+            left = None if self._shown_by is None else max(0.0, self._shown_by - time.monotonic()) * 1e3
+            ready = dict(poll.poll(left))
+            if not ready:
+                return False
+            if screen in ready:
+                return True
 
     def _poll(self) -> Iterator[tuple[int, int]]:
         poll = select.poll()
@@ -141,11 +159,15 @@ class _Watch:
             self._relay.make_raw()
             self._relay.resize()
         elif number == signal.SIGTSTP:
-            # The program has a session, and so an orphaned process group, of its own, which SIGTSTP does not stop.
-            self._sandbox.signal(self._program.pid, signal.SIGSTOP, group=True)
+            if self._relay is not None:
+                self._relay.lend_back()
+            else:
+                # The program has a session, and so an orphaned process group, of its own, which SIGTSTP does not stop.
+                self._sandbox.signal(self._program.pid, signal.SIGSTOP, group=True)
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
             group = number in (*_FROM_KEYS, signal.SIGCONT)
             self._sandbox.signal(self._program.pid, number, group=group)
+            self._told_to_end |= number in _ENDING
             if number in _ENDING and self._deadline is None:
                 self._deadline = time.monotonic() + GRACE_SEC

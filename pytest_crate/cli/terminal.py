@@ -9,7 +9,7 @@ import select
 import termios
 import tty
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from pytest_crate.sandbox.terminal import Terminal
 
@@ -49,10 +49,15 @@ class _Flow:
                 raise
             self.ended = True
 
-    def drain(self) -> None:
-        """Move all that is left, waiting for the sink but not for the source."""
+    def drain(self, wait: Callable[[int], bool]) -> None:
+        """Move all that is left, waiting for the sink but not for the source.
+
+        :param wait: waits until a descriptor can be written to; False if it is not worth it any more.
+        """
         for _ in range(_BUFFERED_BYTES // _CHUNK_BYTES):
             while self._pending and not self.ended:
+                if not wait(self._sink):
+                    return
                 self.move({self._sink: select.POLLOUT})
             self.move({self._source: select.POLLIN})
             if self.ended or not self._pending:
@@ -70,8 +75,9 @@ class Relay:
         self._settings = termios.tcgetattr(_KEYBOARD)
         # The master is ours alone: unlike the user's terminal, whose mode other processes would share.
         os.set_blocking(terminal.master, False)
+        self._screen = _open_again(_SCREEN)
         self._keys = _Flow(_KEYBOARD, terminal.master)
-        self._output = _Flow(terminal.master, _SCREEN)
+        self._output = _Flow(terminal.master, _SCREEN if self._screen is None else self._screen)
         termios.tcsetattr(terminal.slave, termios.TCSANOW, self._settings)
         self.resize()
 
@@ -82,13 +88,22 @@ class Relay:
             self.make_raw()
             yield
         finally:
-            with contextlib.suppress(termios.error):  # hung up: there is nothing to restore
-                termios.tcsetattr(_KEYBOARD, termios.TCSADRAIN, self._settings)
+            self._restore()
+            if self._screen is not None:
+                os.close(self._screen)
+
+    def lend_back(self) -> None:
+        """Give the user's terminal its settings back for a stop, if it is ours now: not all shells do that."""
+        with contextlib.suppress(OSError):  # hung up
+            if os.tcgetpgrp(_KEYBOARD) == os.getpgrp():
+                self._restore()
+
+    def _restore(self) -> None:
+        _set(lambda: termios.tcsetattr(_KEYBOARD, termios.TCSADRAIN, self._settings))
 
     def make_raw(self) -> None:
-        """Put the user's terminal into raw mode, again after a stop: a shell resets it then."""
-        with contextlib.suppress(termios.error):  # hung up
-            tty.setraw(_KEYBOARD, termios.TCSADRAIN)
+        """Put the user's terminal into raw mode, again after a stop."""
+        _set(lambda: tty.setraw(_KEYBOARD, termios.TCSADRAIN))
 
     def resize(self) -> None:
         """Give the crate's terminal the size of the user's; the kernel sends SIGWINCH there if it is another."""
@@ -115,7 +130,35 @@ class Relay:
             if not flow.ended:
                 flow.move(ready)
 
-    def drain(self) -> None:
-        """Show what the program, which has ended, had written."""
+    def drain(self, wait: Callable[[int], bool]) -> None:
+        """Show what the program, which has ended, had written.
+
+        :param wait: as of a flow's.
+        """
         if not self._output.ended:
-            self._output.drain()
+            self._output.drain(wait)
+
+
+def _set(change: Callable[[], object]) -> None:
+    """Change the user's terminal's settings, whatever comes meanwhile; nothing happens to one that has hung up.
+
+    Who does so in the background is stopped first (SIGTTOU), and the signal by which it goes on interrupts the call.
+    """
+    while True:
+        try:
+            change()
+        except termios.error as error:
+            if error.args[0] == errno.EINTR:
+                continue
+        return
+
+
+def _open_again(screen: int) -> int | None:
+    """Open a terminal once more, not to wait in a write: a flag of the one that we were given would be others', too.
+
+    :returns: None where that is not to be had, such as one of another user's, after su(1).
+    """
+    try:
+        return os.open(f"/proc/self/fd/{screen}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None

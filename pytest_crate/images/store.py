@@ -169,7 +169,9 @@ class ImageStore:
             if not os.path.isdir(self._image_path(digest)):
                 raise ImageError(digest, f"it is not in the store {self._root}")
             with self._locked(None):
-                self._take_out(digest)
+                user = self._take_out(digest)
+            if user is not None:
+                raise ImageError(digest, f"a crate uses it now: process {user}")
 
     def prune(self) -> tuple[StoredImage, ...]:
         """Remove the images that no crate uses and whose archive is gone or has changed; return them.
@@ -179,8 +181,7 @@ class ImageStore:
         removed = []
         for image in self.images():
             with self._writing(image.digest, "remove it from"), self._locked(None):
-                if not self._is_current(image) and not self._users(image.digest):
-                    self._take_out(image.digest)
+                if not self._is_current(image) and self._take_out(image.digest) is None:
                     removed.append(image)
         return tuple(removed)
 
@@ -218,18 +219,26 @@ class ImageStore:
                         found.append(int(name))
         return found
 
-    def _take_out(self, digest: str) -> None:
-        """Remove an image, whole or not at all to whoever looks for it. The lock is held."""
-        users = self._users(digest)
-        if users:
-            raise ImageError(digest, f"a crate uses it now: process {users[0]}")
+    def _take_out(self, digest: str) -> int | None:
+        """Remove an image, whole or not at all to whoever looks for it. The lock is held.
+
+        :returns: a process that has it mounted, and for which it stays; None if there was none, and it is removed.
+        """
+        for user in self._users(digest):
+            return user
+        taken = self._path("staging", secrets.token_hex(8))
+        os.rename(self._image_path(digest), taken)
+        # Nobody can mount it any more; who did while we looked through all processes would lose file after file.
+        for user in self._users(digest):
+            os.rename(taken, self._image_path(digest))
+            return user
         for name in os.listdir(self._path("identities")):
             with open(self._path("identities", name), encoding="ascii") as file:
                 of_it = file.read() == digest
             if of_it:
                 os.unlink(self._path("identities", name))
-        os.rename(self._image_path(digest), self._path("staging", secrets.token_hex(8)))
         self._remove_leftovers()
+        return None
 
     def _path(self, *names: str) -> str:
         return os.path.join(self._directory, *names)

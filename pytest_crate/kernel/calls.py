@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -31,6 +32,9 @@ _TOLD = struct.Struct("=ii")
 _PID = -1
 _READY = -2
 _MASK = (1 << 64) - 1
+
+_MFD_EXEC = 1 << 4  # linux/memfd.h, kernel 6.3
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class _Recorded(NamedTuple):  # made faster than a frozen dataclass, a hundred times for each program
@@ -144,23 +148,58 @@ def works() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _start(step: str, name: str, table: bytes, needed: Sequence[int], default_signals: Sequence[int] = ()) -> int:
-    with contextlib.ExitStack() as ours:
-        with libc.os_step(step, "memfd_create"):
-            memory = os.memfd_create(name, os.MFD_CLOEXEC)
-        ours.callback(os.close, memory)
+def _in_memory(step: str, name: str, content: bytes, flags: int = 0) -> int:
+    """Return a descriptor, close-on-exec, of a file of no directory's (memfd_create(2))."""
+    with libc.os_step(step, "memfd_create"):
+        memory = os.memfd_create(name, os.MFD_CLOEXEC | flags)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, memory)
         with libc.os_step(step, "ftruncate", name):
             # Where a limit on files' sizes is below that, write(2) would write a part, and say nothing.
-            os.ftruncate(memory, len(table))
+            os.ftruncate(memory, len(content))
         with libc.os_step(step, "write"):
-            os.write(memory, table)
+            os.write(memory, content)
+        undo.pop_all()
+    return memory
+
+
+def _copy_of_program(step: str) -> int:
+    """Return a descriptor of a copy of the program that is in no directory, and that nobody can change.
+
+    Who enters a crate runs it until it executes what is named there; and that may be a link to /proc/self/exe. From
+    then on the crate may open what it runs, and as its owner change that file of the host's: what is in it, or its
+    mode (CVE-2019-5736). Each has a copy of its own, for a mode can't be sealed on every kernel.
+    """
+    with libc.os_step(step, "open", PROGRAM), open(PROGRAM, "rb") as file:
+        content = file.read()
+    try:
+        copy = _in_memory(step, "calls", content, os.MFD_ALLOW_SEALING | _MFD_EXEC)
+    except SandboxError as error:
+        if error.errno != errno.EINVAL:  # an older kernel, where each can be executed
+            raise
+        copy = _in_memory(step, "calls", content, os.MFD_ALLOW_SEALING)
+    try:
+        with libc.os_step(step, "fcntl", "F_ADD_SEALS"):
+            fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _start(step: str, name: str, table: bytes, needed: Sequence[int], default_signals: Sequence[int] = ()) -> int:
+    with contextlib.ExitStack() as ours:
+        memory = _in_memory(step, name, table)
+        ours.callback(os.close, memory)
+        program = _copy_of_program(step)
+        ours.callback(os.close, program)
         try:
             for descriptor in (memory, *needed):
                 with libc.os_step(step, "ioctl", str(descriptor)):
                     os.set_inheritable(descriptor, True)
             with libc.os_step(step, "posix_spawn", PROGRAM):
                 variables = {"TABLE": f"{memory} {len(table)}"}
-                pid = os.posix_spawn(PROGRAM, [name], variables, setsigdef=default_signals)
+                pid = os.posix_spawn(f"/proc/self/fd/{program}", [name], variables, setsigdef=default_signals)
             ours.callback(namespaces.end_both, pid)
         finally:
             # Whoever is started next has no business with them.
@@ -169,6 +208,7 @@ def _start(step: str, name: str, table: bytes, needed: Sequence[int], default_si
                     os.set_inheritable(descriptor, False)
         ours.pop_all()
         os.close(memory)
+        os.close(program)
     return pid
 
 

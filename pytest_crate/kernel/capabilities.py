@@ -136,6 +136,14 @@ def set_capabilities(mask: int, inheritable: int = 0, *, call: libc.Caller = lib
     call(_STEP_SETS, "capset", _HEADER, data, path=f"permitted {mask:#x}")
 
 
+def keep_over_change_of_ids(*, call: libc.Caller = libc.syscall) -> None:
+    """Leave the permitted set as it is when the calling thread becomes another user than root, until execve(2).
+
+    The effective and the ambient set are cleared all the same (capabilities(7)).
+    """
+    call(_STEP_SETS, "prctl", libc.PR_SET_KEEPCAPS, 1, 0, 0, 0, path="PR_SET_KEEPCAPS")
+
+
 def no_new_privs(*, call: libc.Caller = libc.syscall) -> None:
     """Make execve(2) never grant privileges again: set-id bits and file capabilities lose their effect.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -274,7 +275,7 @@ def find_parent(
         raise HostError(
             f"the configured cgroup {configured!r} does not exist",
             feature="cgroup",
-            hint=f"sudo mkdir -p {' '.join(_configured_directories(here.mounts, configured))}",
+            hint=f"sudo mkdir -p {shlex.join(_configured_directories(here.mounts, configured))}",
         )
     return NoCgroups(Refusal(reason="no cgroup file system is mounted that shows our own cgroup"))
 

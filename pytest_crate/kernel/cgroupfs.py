@@ -129,7 +129,8 @@ def read_text(path: str) -> str | None:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            return (file.readall() or b"").decode()
+            # A mount point's name, a control group's or a process's may be of any bytes.
+            return (file.readall() or b"").decode(errors="surrogateescape")
     except OSError as error:
         if error.errno in _ABSENT:
             return None

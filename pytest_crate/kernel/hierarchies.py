@@ -29,13 +29,18 @@ class CgroupMount:
     controllers: frozenset[str] = frozenset()
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of what the kernel says. Other ends of lines than its own may be in a name, and are no ends."""
+    return [line for line in text.split("\n") if line]
+
+
 def parse_mountinfo(text: str) -> tuple[CgroupMount, ...]:
     """Return the cgroup hierarchies among a process's mounts, in their order.
 
     :param text: of ``/proc/self/mountinfo``.
     """
     mounts: list[CgroupMount] = []
-    for line in text.splitlines():
+    for line in lines_of(text):
         before, separator, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if not separator or kind[0] not in ("cgroup", "cgroup2"):
@@ -64,7 +69,7 @@ def parse_membership(text: str) -> dict[str, str]:
     :param text: of ``/proc/self/cgroup`` (cgroups(7)).
     """
     membership: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         _, controllers, path = line.split(":", 2)
         membership.update(dict.fromkeys(controllers.split(","), path))
     return membership

@@ -263,8 +263,8 @@ def _remedy(feature: _Feature, number: int | None, host: Circumstances) -> tuple
     if in_user_namespace and host.apparmor_restrict_userns:
         # AppArmor may let unshare(2) succeed and take the namespace's capabilities away: later steps fail.
         return (
-            "AppArmor restricts user namespaces of ordinary users",
-            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,`",
+            "AppArmor restricts user namespaces of ordinary users, but for programs whose profile has `userns,`",
+            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
         )
     if feature in (_PROC, _SYS) and number in (errno.EPERM, errno.EACCES):
         # The kernel's mount_too_revealing(): the one that is there must not be covered in places.

@@ -64,9 +64,10 @@ def find_id_range(*, etc: str = "/etc", path: str = _PATH) -> IdRange:
     for program in _PROGRAMS:
         if _find(program, path) is None:
             raise HostError(
-                f"{program} is not installed: without it an ordinary user can map no id but its own",
+                f"{program} is not installed (of uidmap, in Fedora shadow-utils): without it an ordinary user can map "
+                "no id but its own",
                 feature=FEATURE,
-                hint="sudo apt install uidmap (Fedora: shadow-utils)",
+                hint="sudo apt install uidmap",
             )
     found = []
     for file, own in (("subuid", uid), ("subgid", gid)):

@@ -107,7 +107,7 @@ def _users(passwd_text: str) -> Iterator[_User]:
     """Yield the entries of a passwd(5) file; a line of another form is no entry, as in the C library."""
     for line in passwd_text.split("\n"):
         fields = line.split(":")
-        if len(fields) != 7:
+        if len(fields) != 7 or "\0" in line:  # of which neither a variable nor a program's path can be made
             continue
         uid, gid = _number(fields[2]), _number(fields[3])
         if uid is not None and gid is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import identity, libc, namespaces
+from pytest_crate.kernel import hierarchies, identity, libc, namespaces
 
 _REFUSED = 3
 
@@ -15,7 +15,7 @@ def directory_without_mounts(mountinfo: str) -> str:
 
     :param mountinfo: the text of ``/proc/self/mountinfo`` (proc(5)).
     """
-    points = [line.split(" ")[4] for line in mountinfo.splitlines()]
+    points = [line.split(" ")[4] for line in hierarchies.lines_of(mountinfo)]
     for directory in ("/usr", "/etc", "/var", "/opt", "/home"):
         if os.path.isdir(directory) and not any(f"{point}/".startswith(f"{directory}/") for point in points):
             return directory
@@ -49,7 +49,7 @@ def is_refused(*, rootless: bool) -> bool:
 
 
 def _try(*, rootless: bool) -> bool:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         lower = directory_without_mounts(stream.read()) if rootless else "/"
     libc.mount("make mounts private", "none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
     libc.mount("mount a tmpfs", "crate", "/tmp", "tmpfs", flags=libc.MS_NOSUID | libc.MS_NODEV)

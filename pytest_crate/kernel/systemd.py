@@ -115,7 +115,7 @@ def find_manager(*, euid: int | None = None, run: str = "/run") -> Manager | Ref
         return Manager(runtime_directory=directory)
     return Refusal(
         reason=f"no systemd of this user's own runs ({directory}/bus is missing)",
-        hint="sudo loginctl enable-linger $USER, and install dbus-user-session",
+        hint="sudo loginctl enable-linger $USER && sudo apt install dbus-user-session",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -23,6 +24,9 @@ from pytest_crate.kernel import calls, capabilities, identity, libc, namespaces,
 from pytest_crate.sandbox import steps
 
 _MAX_TEXT_CHARACTERS = 4 << 20
+_STEP_USER = "look for the crate's user"
+# Nothing, a link that leads nowhere, a socket, a device on a mount that has none.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES)
 _NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 # Set aside in the launcher, by itself or (SIGPIPE, SIGXFSZ) by Python.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
@@ -86,11 +90,13 @@ def confine(
     who: identity.Identity | None,
     clock: steps.Clock = steps.OFF,
     *,
+    hidden: bool = False,
     call: libc.Caller = libc.syscall,
 ) -> None:
     """Give up every right that a payload may not have; the last step before the user's code.
 
     :param who: the user to become; None stays who it is.
+    :param hidden: the process is hidden (:func:`hide`), and is to stay so.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
     root = entry.root if who is None else who.uid == 0
@@ -104,7 +110,14 @@ def confine(
     capabilities.limit_bounding_set(entry.keep, entry.last_capability, call=call)
     clock.done("drop the bounding set")
     if who is not None:
+        if hidden:
+            # With fs.suid_dumpable=1 a change of ids takes back what hides it (commit_creds() in kernel/cred.c). Until
+            # it is hidden again it keeps the capabilities that no other process in the crate has, and so can't be
+            # traced by one (cap_ptrace_access_check() in security/commoncap.c).
+            capabilities.keep_over_change_of_ids(call=call)
         identity.become(who, keep_groups=entry.one_user, call=call)
+        if hidden:
+            hide(call=call)
     capabilities.set_capabilities(capabilities.capability_mask(entry.keep) if root else 0, call=call)
     capabilities.no_new_privs(call=call)
     clock.done("drop capabilities")
@@ -158,36 +171,49 @@ def use_own_null(numbers: Iterable[int], *, call: libc.Caller = libc.syscall) ->
         call(step, "close", own)
 
 
-def _read_text(descriptor: int) -> str:
-    """Return the text of a file of the crate's, and close it.
+def _read_text(descriptor: int, path: str) -> str:
+    """Return the text of a file of the crate's, and close it; none of what is no file.
 
     An image, or a program before, may have put anything there: a pipe to wait on, a device, a file without end. A
     terminal does not become that of the session that a payload leads.
+
+    :raises SandboxError: it can't be read, or is too long: whose groups are not known may not have others' instead.
     """
-    with open(descriptor, encoding="utf-8", errors="surrogateescape") as stream:
-        return stream.read(_MAX_TEXT_CHARACTERS) if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+    with (
+        libc.os_step(_STEP_USER, "read", path),
+        open(descriptor, encoding="utf-8", errors="surrogateescape") as stream,
+    ):
+        text = stream.read(_MAX_TEXT_CHARACTERS + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+    if len(text) > _MAX_TEXT_CHARACTERS:
+        raise SandboxError(_STEP_USER, path=path, detail=f"it has more than {_MAX_TEXT_CHARACTERS >> 20} MiB")
+    return text
 
 
 def who_is(user: str | None, root: int | None = None) -> identity.Identity | None:
     """Look a user up in the crate's own user database; None if no user is asked for.
 
     :param root: descriptor of the crate's root; None for who is in it.
-    :raises SandboxError: there is no such user.
+    :raises SandboxError: there is no such user, or that can't be told.
     """
     if user is None:
         return None
-    texts = []
-    for path in ("/etc/passwd", "/etc/group"):
-        try:
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            within = os.open("/", os.O_PATH | os.O_CLOEXEC) if root is None else os.dup(root)
-            try:
-                texts.append(_read_text(libc.open_in_root("look for the crate's user", within, path, flags)))
-            finally:
-                os.close(within)
-        except (OSError, SandboxError):
-            texts.append("")  # there is none
-    return identity.parse_user(user, *texts)
+    with libc.os_step(_STEP_USER, "open", "/"):
+        within = os.open("/", os.O_PATH | os.O_CLOEXEC) if root is None else os.dup(root)
+    try:
+        return identity.parse_user(user, *(_text_within(within, path) for path in ("/etc/passwd", "/etc/group")))
+    finally:
+        os.close(within)
+
+
+def _text_within(root: int, path: str) -> str:
+    """Return the text of a file below a root; none where there is no file that can be read."""
+    try:
+        found = libc.open_in_root(_STEP_USER, root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except SandboxError as error:
+        if error.errno in _NO_FILE:
+            return ""
+        raise
+    return _read_text(found, path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,4 +353,4 @@ def enter_as(
     if program.terminal and who is not None:
         # For a program that opens its terminal by name; the one who made it is its owner (runc does likewise).
         call(f"{step}: give the user the terminal", "fchown", 0, who.uid, -1, path="0")
-    confine(entry, who, call=call)
+    confine(entry, who, hidden=True, call=call)

@@ -254,9 +254,9 @@ class CrateSandbox:
         return Path(f"/proc/{self._sandbox.init}/root")
 
     def _open(self, path: str | os.PathLike[str], flags: int) -> int:
-        if self._sandbox.root < 0:
-            raise SandboxError("open a file in the crate", path=os.fspath(path), detail="the crate is closed")
         path = verify_path("path", path)
+        if self._sandbox.root < 0:
+            raise SandboxError("open a file in the crate", path=path, detail="the crate is closed")
         # Unlike open(2), openat2(2) wants a mode of 0 where it has no meaning.
         mode = 0o644 if flags & os.O_CREAT else 0
         step = "open a file in the crate"
@@ -264,7 +264,7 @@ class CrateSandbox:
             # A program may have put a pipe there, or the terminal that it holds the other end of. As its controlling
             # terminal that one would end pytest, where it leads a session without any (tty_ioctl(4), "hangup").
             flags |= os.O_NONBLOCK | os.O_NOCTTY
-            descriptor = libc.open_in_root(step, self._sandbox.root, os.fspath(path), flags, mode)
+            descriptor = libc.open_in_root(step, self._sandbox.root, path, flags, mode)
         except SandboxError as error:
             raise error.with_traceback(None) from None
         mode = os.fstat(descriptor).st_mode

@@ -24,7 +24,7 @@ _SYSTEM = frozenset(
 
 def read_mounts() -> tuple[MountPoint, ...]:
     """Return the mount points of the calling process (proc(5), /proc/pid/mountinfo)."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         return parse_mountinfo(stream.read())
 
 

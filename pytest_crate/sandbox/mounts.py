@@ -208,7 +208,10 @@ class Bind(Operation):
 
     def _show(self, shop: Workshop, step: str, source: str) -> None:
         with libc.os_step(step, "stat", self.source):
-            directory = stat.S_ISDIR(os.stat(source).st_mode)
+            status = os.stat(source)
+        directory = stat.S_ISDIR(status.st_mode)
+        if self.writable and directory:
+            shop.shared.add(status.st_dev)
         _verify_kind(shop, step, self.target, directory=directory)
         with shop.target(self.target, directory=directory) as place:
             shop.bind(step, source, place, recursive=self.recursive)

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from pytest_crate.kernel.hierarchies import lines_of
 from pytest_crate.sandbox.mounts import (
     Bind,
     Capture,
@@ -48,7 +49,7 @@ class MountPoint:
 def parse_mountinfo(text: str) -> tuple[MountPoint, ...]:
     """Return the mount points that can be seen: not those under another mount."""
     found: dict[str, _Mount] = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         fields = line.split(" ")
         # Spaces, tabs, newlines, backslashes and '#' are written as octal numbers.
         path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])

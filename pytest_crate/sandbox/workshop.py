@@ -31,6 +31,11 @@ _KEPT_FLAGS = {
 }
 
 
+_IS_THE_HOSTS = (
+    "it is a symbolic link in a directory of the host's that is mounted rw, and is not replaced: mount where it leads"
+)
+
+
 class Workshop:
     """Where operations are performed: the base tmpfs, the root in the making and what is held aside."""
 
@@ -38,6 +43,8 @@ class Workshop:
         self.rootless = rootless
         self.one_user = one_user
         self.captured: dict[str, int] = {}
+        self.shared: set[int] = set()
+        """The file systems (``st_dev``) of the host's directories that may be written to: nothing is removed there."""
         self._private_count = 0
         self._stack = ExitStack()
         self._root: int | None = None
@@ -73,7 +80,8 @@ class Workshop:
         """Give a path that stands for a place in the root, made if it is missing.
 
         It is resolved inside the root and held open, so that no symlink of an image leads the
-        mount out of it (CVE-2021-30465, CVE-2025-31133). A symlink at the place itself is replaced.
+        mount out of it (CVE-2021-30465, CVE-2025-31133). A symlink at the place itself is replaced, unless it is
+        the host's.
         """
         descriptor = self._open(path, directory=directory)
         try:
@@ -102,6 +110,8 @@ class Workshop:
             try:
                 with libc.os_step(step, "mkdirat", path):
                     if descriptor >= 0:
+                        if os.fstat(parent).st_dev in self.shared:
+                            raise SandboxError(step, path=path, detail=_IS_THE_HOSTS)
                         # Of the wrong kind, or a symlink: the private layer gets what is needed instead.
                         if directory:
                             os.unlink(name, dir_fd=parent)
@@ -160,6 +170,6 @@ class Workshop:
 
 
 def _mounts_below(path: str) -> list[str]:
-    with open(f"{HOST}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+    with open(f"{HOST}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in stream]
     return [point for point in points if point.startswith(f"{path}/")]

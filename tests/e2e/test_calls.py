@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -247,6 +249,29 @@ def test_a_call_that_has_no_number(birth: calls.Birth) -> None:
     birth.table.add(STEP, "no_such_call", path="here")
     with pytest.raises(SandboxError, match=r"no_such_call\(here\).*not known on this machine"):
         birth.give([])
+
+
+def test_nobody_can_change_the_program(birth: calls.Birth, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What such a process runs is no file of the host's, and what is in it stays as it is: also when it has ended."""
+    program = Path(shutil.copy(calls.PROGRAM, tmp_path))
+    monkeypatch.setattr(calls, "PROGRAM", str(program))
+    before = program.stat().st_mode, program.read_bytes()
+    birth.say_ready()
+    birth.table.add(STEP, "ppoll", None, 0, None, None, 0)
+    pid = birth.give([])
+    assert birth.hear() == 0
+    kept = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    os.kill(pid, signal.SIGKILL)
+    assert exit_code(pid) == -signal.SIGKILL
+    os.chmod(f"/proc/self/fd/{kept}", 0o777)
+    again = os.open(f"/proc/self/fd/{kept}", os.O_RDWR | os.O_CLOEXEC)
+    for change in (lambda: os.write(again, b"!"), lambda: os.ftruncate(again, 0), lambda: os.ftruncate(again, 1 << 20)):
+        with pytest.raises(PermissionError):
+            change()
+    os.close(again)
+    os.close(kept)
+    assert (program.stat().st_mode, program.read_bytes()) == before
+    assert calls.works()
 
 
 def test_where_it_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:

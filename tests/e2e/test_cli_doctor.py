@@ -99,6 +99,13 @@ def test_a_program_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["a whole crate"].detail == "a program in it ended with 1: no such luck"
 
 
+def test_closed_output(tmp_path: Path) -> None:
+    """Nothing can be said without standard output; the status says it all the same."""
+    line = f"{sys.executable} -m pytest_crate.cli doctor >&-"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, stderr=-1, timeout=60, check=False)
+    assert (done.returncode in (0, 1), done.stderr) == (True, b"")
+
+
 def test_no_such_cgroup(capfd: pytest.CaptureFixture[str]) -> None:
     """A cgroup parent that doesn't exist is said with the command that makes it."""
     assert main(["doctor", "--cgroup-parent", "/no/such/cgroup"]) == 2

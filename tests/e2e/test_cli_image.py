@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from pytest_crate.cli import main
+from pytest_crate.images import ImageStore
 
 Image = Callable[..., "tuple[int, list[str], str]"]
 
@@ -62,6 +65,26 @@ def test_add_list_path_rm(image: Image, tmp_path: Path) -> None:
     assert image("rm", digest[7:13]) == (0, [digest], "")
     assert len(image("list")[1]) == 1
     assert not Path(path).exists()
+
+
+def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    """A path is printed byte for byte, be its encoding the locale's or not."""
+    name = os.fsdecode(b"caf\xe9.tar")
+    archive(tmp_path / name, "usr")
+    (tmp_path / os.fsdecode(b"caf\xe9") / "usr").mkdir(parents=True)
+    printed = b""
+    for arguments in (["path", os.fsdecode(b"caf\xe9")], ["add", name], ["list"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_crate.cli", "image", *arguments, "--store", "store"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        printed += done.stdout
+    assert printed.startswith(os.fsencode(tmp_path) + b"/caf\xe9\n")
+    assert printed.endswith(b"/caf\xe9.tar\n")
 
 
 def test_rm_wants_one_image(image: Image, tmp_path: Path) -> None:
@@ -114,3 +137,34 @@ def test_an_image_in_use_stays(image: Image, tmp_path: Path) -> None:
     assert (status, pruned) == (2, [])
     assert "a crate uses it now: process " in err
     assert len(image("prune")[1]) == 1
+
+
+@pytest.mark.needs("root", "overlay")
+def test_an_image_that_is_taken_into_use_meanwhile_stays(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crate that begins while it is looked for others keeps its files: the image isn't removed."""
+    digest = archive(tmp_path / "rootfs.tar", "usr")
+    image("add", "rootfs.tar")
+    tools = [f"--mount={path}" for path in ("/usr", "/bin", "/lib", "/lib64") if Path(path).exists()]
+    script = "echo ready; read line; ls /file; read line"
+    command = [sys.executable, "-m", "pytest_crate.cli", "run", *tools, "rootfs.tar", "sh", "-c", script]
+    users = ImageStore._users  # noqa: SLF001
+    with ExitStack() as stack:
+        begun: list[subprocess.Popen[bytes]] = []
+
+        def look(store: ImageStore, wanted: str) -> list[int]:
+            found = users(store, wanted)
+            if not begun:
+                begun.append(stack.enter_context(subprocess.Popen(command, stdin=-1, stdout=-1)))
+                stack.callback(begun[0].kill)
+                assert begun[0].stdout is not None
+                assert begun[0].stdout.readline() == b"ready\n"
+            return found
+
+        monkeypatch.setattr(ImageStore, "_users", look)
+        status, _, err = image("rm", digest)
+        shown, _ = begun[0].communicate(b"\n\n")
+    assert (status, shown) == (2, b"/file\n")
+    assert "a crate uses it now: process " in err
+    assert image("rm", digest)[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -233,6 +234,23 @@ def test_mounts(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "given"
 
 
+def test_a_mount_on_a_link_of_the_hosts(cli: Cli, tmp_path: Path) -> None:
+    """A symbolic link in a directory that is mounted ``rw`` is not replaced by a place to mount on; in another it is,
+    in the crate alone."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").touch()
+    (tmp_path / "project").mkdir()
+    link = tmp_path / "project" / "data"
+    link.symlink_to("/elsewhere")
+    done = cli("--mount", "project:/src:rw", "--mount", "data:/src/data", "host", "ls", "/src/data")
+    assert done.returncode == 125
+    assert b"/src/data: it is a symbolic link in a directory of the host's that is mounted rw" in done.stderr
+    assert os.readlink(link) == "/elsewhere"
+    done = cli("--mount", f"data:{link}", "host", "ls", link)
+    assert (done.stdout, done.stderr) == (b"file\n", b"")
+    assert os.readlink(link) == "/elsewhere"
+
+
 def test_environment_user_and_directory(cli: Cli) -> None:
     """``--env`` sets or hands on, ``--clean-env`` starts anew, ``--user`` and ``--workdir`` are as in Docker."""
     environment = {**os.environ, "HANDED": "on", "KEPT": "no"}
@@ -316,6 +334,16 @@ def test_reader_that_has_gone(tmp_path: Path) -> None:
     )
     os.close(writing)
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("name", ["caf\\351", "page\\f1", "line\\r1", "line\\342\\200\\2502"])
+def test_odd_names_of_mount_points(tmp_path: Path, name: str) -> None:
+    """Where something is mounted at a place whose name is no UTF-8, or has what could end a line, there are crates."""
+    there = shlex.quote(str(tmp_path))
+    command = f"{' '.join(COMMAND)} run host ls"
+    line = f"cd {there}; p=$(printf '{name}'); mkdir $p; mount -t tmpfs none $p; touch $p/file; {command} $p"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", line], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"file\n", b"")
 
 
 def test_closed_descriptors(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -26,19 +28,38 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from pytest_crate.cli import main
 sys.exit(main())
 """
+# As such a shell, which takes the terminal back when it is told to (SIGUSR1), and lets the job have it once that stops.
+_AS_JOB = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, lambda *_: os.tcsetpgrp(0, os.getpgrp()))
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    from pytest_crate.cli import main
+    sys.exit(main())
+_, status = os.waitpid(job, os.WUNTRACED)
+assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTTOU
+os.tcsetpgrp(0, job)
+os.kill(job, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]))
+"""
 _PATIENCE_SEC = 20.0
 
 
 class Session:
     """The command on a terminal of 30 rows and 100 columns, with us at keyboard and screen."""
 
-    def __init__(self, *args: str, cwd: Path, stderr: int | None = None) -> None:
+    def __init__(self, *args: str, cwd: Path, stderr: int | None = None, script: str = _ON_TERMINAL) -> None:
         self.master, self.slave = os.openpty()
         termios.tcsetwinsize(self.master, (30, 100))
         self.settings = termios.tcgetattr(self.slave)
         self.shown = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *args],
+            [sys.executable, "-c", script, *args],
             cwd=cwd,
             stdin=self.slave,
             stdout=self.slave,
@@ -101,8 +122,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start ``pytest-crate`` on a terminal of its own."""
     with ExitStack() as stack:
 
-        def start_session(*args: str, stderr: int | None = None) -> Session:
-            session = Session(*args, cwd=tmp_path, stderr=stderr)
+        def start_session(*args: str, stderr: int | None = None, script: str = _ON_TERMINAL) -> Session:
+            session = Session(*args, cwd=tmp_path, stderr=stderr, script=script)
             stack.callback(session.close)
             return session
 
@@ -226,6 +247,56 @@ def test_signals_restore_the_terminal(start: Start, number: signal.Signals) -> N
     assert session.is_raw()
     session.process.send_signal(number)
     assert session.ends() == 128 + number
+
+
+def test_a_program_that_ends_in_the_background(start: Start, tmp_path: Path) -> None:
+    """The terminal gets its settings back when the job has it again: until then the kernel stops who would set them."""
+    script = "echo ready; until test -e /shared/end; do sleep 0.05; done"
+    session = start("run", "--mount", f"{tmp_path}:/shared", "host", "sh", "-c", script, script=_AS_JOB)
+    session.expect("ready")
+    assert session.is_raw()
+    session.process.send_signal(signal.SIGUSR1)
+    _await(lambda: os.tcgetpgrp(session.master) == session.process.pid)
+    (tmp_path / "end").touch()
+    assert session.ends() == 0
+
+
+def test_a_stop_restores_the_terminal(start: Start) -> None:
+    """While we are stopped by a signal the terminal is what it was, and afterwards the program's again."""
+    session = start("run", "host", "sh", "-c", "echo ready; read line; exit 5")
+    session.expect("ready")
+    assert session.is_raw()
+    session.process.send_signal(signal.SIGTSTP)
+    _await(lambda: psutil.Process(session.process.pid).status() == psutil.STATUS_STOPPED)
+    assert termios.tcgetattr(session.slave) == session.settings
+    session.process.send_signal(signal.SIGCONT)
+    _await(session.is_raw)
+    session.type("\r")
+    assert session.ends() == 5
+
+
+def test_a_terminal_that_stalls(start: Start) -> None:
+    """Output that nobody takes any more doesn't keep a signal from ending us."""
+    session = start("run", "host", "yes")
+    session.expect("y\r\ny")
+    queued = -1
+    while queued != (queued := _queued(session.master)):
+        time.sleep(0.1)
+    session.process.terminate()
+    assert session.ends() == 128 + signal.SIGTERM
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_SEC
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _queued(descriptor: int) -> int:
+    """Return how many bytes there are to be read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 def test_a_dead_launcher_restores_the_terminal(start: Start) -> None:

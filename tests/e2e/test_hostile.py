@@ -240,6 +240,23 @@ def test_a_program_that_swaps_the_user_database_for_a_pipe_blocks_nothing(run_cr
     assert run.all_passed(), run.text
 
 
+def test_a_user_database_without_end_gives_nobody_another_group(run_crated: RunCrated) -> None:
+    """Who may stand beyond what is read of it isn't taken for one who isn't there, and has root's group."""
+    run = run_crated("""
+        import pytest
+        from pytest_crate import SandboxError
+
+        @pytest.mark.crate(timeout=20)
+        def test_drives(crate_sandbox):
+            far = "#" * (4 << 20) + "\\nfar:x:1234:4321::/:/bin/sh\\n"
+            crate_sandbox.run(["sh", "-c", "rm /etc/passwd; cat >/etc/passwd"], input=far, check=True)
+            with pytest.raises(SandboxError, match="/etc/passwd: it has more than 4 MiB"):
+                crate_sandbox.run(["id", "-g"], user=1234)
+            assert crate_sandbox.run(["true"]).returncode == 0
+    """)
+    assert run.all_passed(), run.text
+
+
 def test_one_crates_end_is_not_the_others(run_crated: RunCrated) -> None:
     """A crate that is killed at its timeout says so when it is used again; another one goes on."""
     run = run_crated("""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import libc
-from pytest_crate.kernel.capabilities import read_capabilities
+from pytest_crate.kernel import libc, namespaces
+from pytest_crate.kernel.capabilities import last_capability, read_capabilities
 from pytest_crate.kernel.identity import Identity, become, single_id_map, whole_id_map, write_id_maps
+from pytest_crate.sandbox import child
 
 pytestmark = [
     pytest.mark.needs("root"),
@@ -208,3 +210,66 @@ def test_become_no_id() -> None:
         return None
 
     assert in_child(work) == [None, "4294967295 is no id"]
+
+
+def test_a_user_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps the user database from being read is an error: without it a number's group would be root's."""
+
+    def refuse(step: str, *_: object) -> int:
+        raise SandboxError(step, syscall="openat2", errno=errno.EMFILE)
+
+    monkeypatch.setattr(libc, "open_in_root", refuse)
+    with pytest.raises(SandboxError) as error:
+        child.who_is("1000")
+    assert error.value.errno == errno.EMFILE
+
+
+def test_who_becomes_a_user_stays_hidden() -> None:
+    """A process that enters a crate can't be looked into by that user's others at any moment: not even where a change
+    of ids takes back what hides it, as the kernel does where fs.suid_dumpable is 1."""
+    asking, answering = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(asking[0])
+            seen_from = False
+
+            def call(step: str, name: str, /, *args: libc.Argument, **keywords: Any) -> int:
+                nonlocal seen_from
+                result = libc.syscall(step, name, *args, **keywords)
+                if name == "setresuid":
+                    libc.syscall("as the kernel would", "prctl", libc.PR_SET_DUMPABLE, 1, 0, 0, 0)
+                    seen_from = True
+                if seen_from:
+                    os.write(asking[1], b"?")
+                    os.read(answering[0], 1)
+                return result
+
+            child.hide()
+            entry = child.Entry(
+                enter_files=(),
+                cgroup=None,
+                namespaces=namespaces.NamespaceHandles(pid=-1, others={}),
+                keep=frozenset(),
+                last_capability=last_capability(),
+                seccomp=b"",
+                user_namespace=None,
+                root=True,
+                one_user=False,
+            )
+            child.confine(entry, NOBODY, hidden=True, call=call)
+            os.write(asking[1], b"!")
+        finally:
+            os._exit(0)
+    os.close(asking[1])
+    os.close(answering[0])
+    moments = []
+    while os.read(asking[0], 1) == b"?":
+        looking = ["readlink", f"/proc/{pid}/exe"]
+        done = subprocess.run(looking, user=NOBODY.uid, group=NOBODY.gid, extra_groups=[], stdout=-1, check=False)
+        moments.append(done.stdout)
+        os.write(answering[1], b"!")
+    os.close(asking[0])
+    os.close(answering[1])
+    assert os.waitpid(pid, 0)[1] == 0
+    assert moments == [b""] * 5  # hidden again, two calls for the capabilities, no new privileges

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_crate.kernel import hierarchies
+from pytest_crate.kernel import calls, hierarchies
 
 if TYPE_CHECKING:
     from tests.escape.conftest import RunHere
@@ -67,7 +68,7 @@ def caught_by_the_watcher(text: str) -> set[str]:
 FORKED = "from pytest_crate.kernel import calls; calls.works = lambda: False"
 """Where there was no compiler, an entering process is a fork of the launcher's."""
 
-WAYS = pytest.mark.parametrize(("without", "before"), [("", "calls"), (FORKED, "python")], ids=["born", "forked"])
+WAYS = pytest.mark.parametrize(("without", "before"), [("", "memfd:calls"), (FORKED, "python")], ids=["born", "forked"])
 """How a program enters, and what is executed by the process that does so."""
 
 
@@ -86,6 +87,59 @@ def test_without_being_hidden_it_can(run_here: RunHere, without: str, before: st
     unhidden = "from pytest_crate.sandbox import child; child.hide = lambda **_: None"
     caught = caught_by_the_watcher(run_here(SOURCE, without=f"{without or 'pass'}; {unhidden}"))
     assert [name for name in caught if name.startswith(before)]
+
+
+KEEPER = textwrap.dedent("""
+    import os, time
+    last, end, kept = os.getpid(), time.monotonic() + 20, None
+    print("ready", flush=True)
+    while time.monotonic() < end and kept is None:
+        try:
+            os.kill(last + 1, 0)
+        except OSError:
+            continue
+        last += 1
+        while True:
+            try:
+                found = os.open(f"/proc/{last}/exe", os.O_RDONLY)
+            except PermissionError:
+                continue  # it is hidden yet
+            except OSError:
+                break  # it has ended
+            name = os.readlink(f"/proc/self/fd/{found}")
+            if "calls" in name:
+                kept = name
+                os.chmod(f"/proc/self/fd/{found}", 0o4777)
+            break
+    print("kept", kept)
+""")
+
+NAMED_BY_A_LINK = f"""
+    import subprocess, sys
+    import pytest
+
+    @pytest.mark.crate
+    def test_drives(crate_sandbox):
+        keeper = crate_sandbox.popen([sys.executable, "-S", "-c", {KEEPER!r}], stdout=subprocess.PIPE)
+        assert keeper.stdout.readline() == "ready\\n"
+        crate_sandbox.run(["ln", "-s", "/proc/self/exe", "/tmp/program"], check=True)
+        while keeper.poll() is None:
+            crate_sandbox.run(["/tmp/program"])
+        print(keeper.communicate()[0])
+"""
+
+
+def test_the_program_that_enters_is_nothing_of_the_hosts(run_here: RunHere, tmp_path: Path) -> None:
+    """What is executed may be a link to /proc/self/exe, which is then in the crate's hands: it is a copy, and the
+    host's file keeps its mode (CVE-2019-5736)."""
+    program = tmp_path / "calls"
+    shutil.copy(calls.PROGRAM, program)
+    program.chmod(0o755)
+    printed = run_here(
+        NAMED_BY_A_LINK, without=f"from pytest_crate.kernel import calls; calls.PROGRAM = {str(program)!r}"
+    )
+    assert "kept /memfd:calls (deleted)" in printed, printed
+    assert program.stat().st_mode & 0o7777 == 0o755
 
 
 LED_ASTRAY = """

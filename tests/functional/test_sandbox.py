@@ -272,6 +272,7 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
             (dict(argv=["a\\0b"]), ValueError, "null character"),
             (dict(argv=["touch", "/tmp/ran", "a\\0b"]), ValueError, "null character"),
             (dict(argv=[b"true"]), TypeError, "b'true' is none"),
+            (dict(argv=["touch", "/tmp/ran"], cwd="/tmp\\0x"), ValueError, "cwd: a null character"),
             (dict(argv=["true"], env={"A=B": "x"}), ValueError, "A=B='x'"),
             (dict(argv=["true"], env={"": "x"}), ValueError, "can't be a variable"),
             (dict(argv=["true"], env={"A": "x\\0y"}), ValueError, "can't be a variable"),
@@ -285,6 +286,10 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
             for keys, kind, words in WRONG:
                 with pytest.raises(kind, match=words):
                     crate_sandbox.run(**keys)
+            for use in (crate_sandbox.read_bytes, lambda path: crate_sandbox.write_bytes(path, b"")):
+                with pytest.raises(ValueError, match="path: a null character"):
+                    use("/etc/hostname\\0x")
+            assert crate_sandbox.read_bytes("/etc/hostname")
             assert crate_sandbox.usage.cpu_usage_usec == 0, "nothing has run"
             assert crate_sandbox.run(["cat"], input=bytearray(b"bytes"), text=False).stdout == b"bytes"
         """

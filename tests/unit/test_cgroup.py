@@ -258,6 +258,9 @@ def test_configured_cgroup_must_exist(tmp_path: Path) -> None:
         find_parent(run_name="pytest-crate-run", configured="/nowhere", proc_root=proc)
     assert caught.value.feature == "cgroup"
     assert caught.value.hint == f"sudo mkdir -p {tmp_path}/cgroup/memory/nowhere"
+    with pytest.raises(HostError) as caught:
+        find_parent(run_name="pytest-crate-run", configured="no where; reboot", proc_root=proc)
+    assert caught.value.hint == f"sudo mkdir -p '{tmp_path}/cgroup/memory/no where; reboot'"
     assert list(tmp_path.rglob("pytest-crate-run")) == []
 
 
@@ -355,3 +358,9 @@ def test_run_name_needs_a_living_owner(tmp_path: Path) -> None:
     """A process that procfs does not show can't own a run."""
     with pytest.raises(HostError, match="does not show process 78"):
         run_name(78, proc_root=procfs(tmp_path, "", ""))
+
+
+def test_a_name_may_have_what_ends_lines_elsewhere() -> None:
+    """Only a line feed ends a line of the kernel's: no name of a control group can have one."""
+    membership = parse_membership("4:pids:/a\fb\r\n0::/c\u2028d\n")
+    assert membership == {"pids": "/a\fb\r", "": "/c\u2028d"}

@@ -160,3 +160,10 @@ def test_login_shell(user: str, shell: str) -> None:
     """A user's shell is the user database's; /bin/sh for one that has none, may not log in, or isn't there."""
     passwd = "root:x:0:0:root:/root:/bin/ash\nwww:x:33:33::/var/www:/usr/sbin/nologin\nold:x:5:5::/:\n"
     assert login_shell(user, passwd) == shell
+
+
+def test_a_line_with_a_null_character_is_no_entry() -> None:
+    """Neither a variable nor a program's path can have one: an image's user has its number, and the usual shell."""
+    text = "root:x:0:0::/root\0:/bin/ash\nbin:x:1:1::/bin:/bin/s\0h\n"
+    assert parse_user("0", text, "") == Identity(uid=0, gid=0, groups=(0,), home="/", name="0")
+    assert login_shell("1", text) == "/bin/sh"

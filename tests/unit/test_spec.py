@@ -119,6 +119,9 @@ def test_defaults() -> None:
         ("mounts", ["data:relative"]),
         ("mounts", ["data:/"]),
         ("mounts", ["data:/proc"]),
+        ("mounts", ["data://proc/sys"]),
+        ("mounts", ["data://"]),
+        ("mounts", ["//dev"]),
         ("mounts", ["data:/dev/../sys/kernel"]),
         ("mounts", ["/dev"]),
         ("env", ["A=1"]),
@@ -243,6 +246,7 @@ def test_a_ceiling_that_does_not_parse_is_named() -> None:
     ("text", "mount"),
     [
         ("data:/data", Mount(source="/project/data", target="/data", writable=False)),
+        ("data://data", Mount(source="/project/data", target="/data", writable=False)),
         ("data:/data:ro", Mount(source="/project/data", target="/data", writable=False)),
         ("/srv/../data:/d/:rw", Mount(source="/data", target="/d", writable=True)),
         ("/data", Mount(source="/data", target="/data", writable=False)),

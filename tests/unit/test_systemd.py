@@ -44,7 +44,7 @@ def test_users_ask_their_own(tmp_path: Path) -> None:
     refusal = find_manager(euid=1000, run=str(tmp_path))
     assert isinstance(refusal, Refusal)
     assert refusal.reason == f"no systemd of this user's own runs ({tmp_path}/user/1000/bus is missing)"
-    assert refusal.hint.startswith("sudo loginctl enable-linger $USER")
+    assert refusal.hint == "sudo loginctl enable-linger $USER && sudo apt install dbus-user-session"
     found = find_manager(euid=1000, run=make(tmp_path, "user/1000/bus"))
     assert found == Manager(runtime_directory=f"{tmp_path}/user/1000")
 
