@@ -195,7 +195,8 @@ class Conductor:
                 self._walk = None
                 if walk.rider is None:
                     self.crates.clean_cache()
-                    self._waiting, self._last = (walk.body, item) if walk.is_over else (None, None)
+                    # One that still waits was not taken, for the protocol broke off: nobody may go on in it.
+                    self._waiting, self._last = (walk.body, item) if walk.is_over else (self._waiting, None)
                 elif not walk.rider.over:
                     walk.rider.ends()
                 elif walk.begins_ride:
@@ -229,12 +230,7 @@ class Conductor:
         ):
             self._waiting = None
             return waiting
-        exceeded = self._retire()
-        if exceeded:
-            raise CrateFailed(
-                "what the tests before left running in the crate that this one would share has gone over a limit: "
-                f"{', '.join(exceeded)}"
-            )
+        self._retire_or_fail()
         if home is None:
             return None
         self._shared += 1
@@ -244,6 +240,18 @@ class Conductor:
         """In pytest: end the crate that waits for another test; return the limits that it has exceeded meanwhile."""
         waiting, self._waiting = self._waiting, None
         return [] if waiting is None else waiting.retire()
+
+    def _retire_or_fail(self) -> None:
+        """In pytest: end the crate that waits for this test.
+
+        :raises CrateFailed: it has gone over a limit meanwhile.
+        """
+        exceeded = self._retire()
+        if exceeded:
+            raise CrateFailed(
+                "what the tests before left running in the crate that this one would share has gone over a limit: "
+                f"{', '.join(exceeded)}"
+            )
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -284,7 +292,15 @@ class Conductor:
         walk = item.stash.get(_WALK, None)
         if walk is not None:
             walk.goes_on = sharing.follows(nextitem, item)
-        return (yield from self._phase(item, "teardown"))
+        try:
+            result = yield from self._phase(item, "teardown")
+        except BaseException:
+            self._retire()
+            raise
+        # It waits still where this test never came to its own set-up: it is skipped by its marker, or a wider fixture
+        # failed. What is set up in there need not be what the next one wants.
+        self._retire_or_fail()
+        return result
 
     def _phase(self, item: pytest.Item, phase: Phase) -> Generator[None, object, object]:
         walk = item.stash.get(_WALK, None)

@@ -421,6 +421,84 @@ def test_what_went_over_a_limit_between_two_tests(pytester: pytest.Pytester, run
     assert "memory limit 64 MiB exceeded" in run.of("test_meets_it")["longrepr"]
 
 
+UNTAKEN = """
+import pytest
+pytestmark = pytest.mark.crate(scope="module")
+@pytest.fixture(scope="class")
+def refuses(): raise ValueError("no")
+@pytest.fixture(scope="class")
+def skips(): pytest.skip("not here")
+def test_one(): pass
+@pytest.mark.skip
+def test_marked(): pass
+def test_two(): pass
+def test_refused(refuses): pass
+def test_three(): pass
+def test_skipped(skips): pass
+def test_four(): pass
+"""
+
+
+def test_a_crate_that_the_next_test_does_not_take(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A crate ends with the test that never came to its own set-up; its descriptors are closed."""
+    pytester.makepyfile(
+        conftest="""
+        import psutil
+        def pytest_runtest_logfinish(nodeid):
+            with open("left", "a") as file:
+                print(nodeid.partition("::")[2], psutil.Process().num_fds(), file=file)
+        """,
+        test_it=UNTAKEN,
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 4, "skipped": 2, "errors": 1}
+    # pytest has descriptors of each crate's process, until that has ended.
+    left = dict(map(str.split, (pytester.path / "left").read_text().splitlines()))
+    assert int(left["test_marked"]) < int(left["test_one"])
+    assert left["test_marked"] == left["test_refused"] == left["test_skipped"]
+
+
+@pytest.mark.parametrize("how", ["@pytest.mark.skip", "@pytest.mark.usefixtures('skips')"], ids=["marker", "fixture"])
+def test_a_limit_in_a_crate_that_the_next_test_does_not_take(
+    pytester: pytest.Pytester, run_inner: RunInner, how: str
+) -> None:
+    """What a test has left in the crate goes over a limit while one that is skipped is at its hooks: that one tells."""
+    pytester.makepyfile(
+        conftest="""
+        import pathlib, psutil, time
+        def _waits(process):
+            try:
+                return "bytearray" in " ".join(process.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                return False
+        def pytest_runtest_teardown(item):
+            if item.name != "test_next":
+                return
+            pathlib.Path(item.config.cache.mkdir("left"), "go").touch()
+            end = time.monotonic() + 60
+            while any(map(_waits, psutil.Process().children(recursive=True))):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        """,
+        test_it=f"""
+        import pathlib, subprocess, sys, pytest
+        pytestmark = pytest.mark.crate(scope="module", memory="64m")
+        @pytest.fixture(scope="class")
+        def skips(): pytest.skip("not here")
+        CODE = "import os, sys, time\\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.02)\\nbytearray(200 << 20)"
+        def test_leaves(request):
+            go = pathlib.Path(request.config.cache.mkdir("left"), "go")
+            subprocess.Popen([sys.executable, "-c", CODE, str(go)])
+        {how}
+        def test_next(): pass
+        def test_after(): pass
+        """,
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 2, "skipped": 1, "errors": 1}
+    assert "has gone over a limit: memory" in run.of("test_next", "teardown")["longrepr"]
+
+
 def test_plugins_that_keep_what_is_a_tests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A test of Hypothesis has a crate of its own between those that share one."""
     pytest.importorskip("hypothesis")
