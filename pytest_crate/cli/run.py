@@ -115,6 +115,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=directory), timed=True)
         stack.callback(sandbox.release)
         crate = CrateSandbox(sandbox, spec, name="run")
+        stack.callback(crate.close)
         argv = command if command is not None else [_shell(crate)]
         try:
             ended = run_in_foreground(crate, sandbox, argv)

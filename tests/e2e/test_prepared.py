@@ -58,11 +58,19 @@ def await_crates(before: set[str], count: int) -> set[str]:
     return found
 
 
+def name_of(process: psutil.Process) -> str:
+    """Return a process's name; an empty one if it has ended meanwhile, as those do that bear inits."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def await_ready() -> None:
     """Wait until the crate that was begun is whole: its init then closes every descriptor."""
     end = time.monotonic() + 30
     while True:
-        inits = [child.pid for child in psutil.Process().children(recursive=True) if child.name() == "crate-init"]
+        inits = [child.pid for child in psutil.Process().children(recursive=True) if name_of(child) == "crate-init"]
         if inits and not os.listdir(f"/proc/{inits[0]}/fd"):
             return
         assert time.monotonic() < end
@@ -228,8 +236,14 @@ def test_how_many_are_prepared(run_crated: RunCrated) -> None:
         import psutil
         import pytest
 
+        def name_of(process):
+            try:
+                return process.name()
+            except psutil.NoSuchProcess:
+                return ""
+
         def crates():
-            return sum(each.name() == "crate-init" for each in psutil.Process().children(recursive=True))
+            return sum(name_of(each) == "crate-init" for each in psutil.Process().children(recursive=True))
 
         def expect(count):
             end = time.monotonic() + 30
