@@ -67,6 +67,7 @@ def test_out_of_memory_at_each_stage(pytester: pytest.Pytester, run_inner: RunIn
 FULL = """
 import errno, os, subprocess
 import pytest
+from pytest_crate.errors import SandboxError
 
 pytestmark = pytest.mark.crate(tmpfs="16m", timeout=60)
 
@@ -89,7 +90,7 @@ def test_full_untold(): fill("/tmp/much")
 def test_program(crate_sandbox):
     done = crate_sandbox.run(["sh", "-c", "cat /dev/zero > /tmp/much"])
     assert done.returncode == 1 and "No space left on device" in done.stderr
-    with pytest.raises(OSError):
+    with pytest.raises(SandboxError, match="No space left on device"):
         crate_sandbox.write_bytes("/tmp/more", bytes(1 << 20))
 
 def test_sparse(tmp_path):
