@@ -179,6 +179,7 @@ class Rider:
                 "values": transfer.pack_values(getattr(self.item, "funcargs", None) or {}),
                 "exception": None if call.excinfo is None else raised.pack_exception(call.excinfo.value),
                 "kept": self._interplay.take_phase(self.item),
+                "stops": transfer.pack_stops(self.item.session),
             }
         )
         if self.phase == "setup":

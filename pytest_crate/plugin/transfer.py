@@ -210,6 +210,27 @@ def _copy(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) and len(value) < _MAX_NAME else value
 
 
+_STOPS = ("shouldstop", "shouldfail")
+
+
+def pack_stops(session: pytest.Session) -> dict[str, str | bool]:
+    """Return what a session has been told of its end: why, by the attribute, or True without a reason."""
+    found = {name: getattr(session, name) for name in _STOPS}
+    return {name: why if isinstance(why, bool) else to_text(why) for name, why in found.items() if why}
+
+
+def unpack_stops(session: pytest.Session, packed: Mapping[str, Any]) -> None:
+    """Tell a session the same.
+
+    :raises ValueError: it is not what :func:`pack_stops` makes.
+    """
+    for name, why in packed.items():
+        if name not in _STOPS or not (why is True or isinstance(why, str)):
+            raise ValueError(f"{name!r}: {why!r}")
+        if not getattr(session, name):
+            setattr(session, name, why)
+
+
 def pack_values(values: Mapping[str, object]) -> dict[str, Any]:
     """Return those values of fixtures that are plain enough to be had outside: numbers, short texts, paths."""
     packed: dict[str, Any] = {}

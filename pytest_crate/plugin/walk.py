@@ -561,6 +561,7 @@ class Walk:
         thrown = message["exception"]
         self.exception = None if thrown is None else _excinfo(raised.unpack_exception(thrown))
         self._interplay.give_phase(self.item, message["kept"])
+        transfer.unpack_stops(self.item.session, message["stops"])
         return None, cast("dict[str, Any]", message["report"])
 
     def _own(self, report: pytest.TestReport) -> pytest.TestReport:

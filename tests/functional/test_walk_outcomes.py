@@ -633,6 +633,33 @@ def test_interrupts(pytester: pytest.Pytester, both_ways: BothWays, statement: s
     assert not [report for report in run.reports if report["nodeid"].endswith("test_never")]
 
 
+@pytest.mark.parametrize("value", ["'enough'", "True"])
+@pytest.mark.parametrize("name", ["shouldstop", "shouldfail"])
+@pytest.mark.parametrize("phase", ["setup", "call", "teardown"])
+def test_a_session_that_should_stop(
+    pytester: pytest.Pytester, both_ways: BothWays, phase: str, name: str, value: str
+) -> None:
+    """What a test says of the session's end holds, also in a crate that others were to share."""
+    statement = f"request.session.{name} = {value}"
+    places = {each: statement if each == phase else "pass" for each in ("setup", "call", "teardown")}
+    pytester.makepyfile(
+        f"""
+        import pytest
+        @pytest.fixture
+        def fixture(request):
+            {places["setup"]}
+            yield
+            {places["teardown"]}
+        def test_before(): pass
+        def test_ends_it(fixture, request): {places["call"]}
+        def test_never(): pass
+        """
+    )
+    for args in ((), ("--crate-scope=module",)):
+        run = both_ways(*args, crated=True)
+        assert not [report for report in run.reports if report["nodeid"].endswith("test_never")]
+
+
 def test_what_a_body_changes_stays_inside(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """Directory, environment, modules, warnings filters and umask changed by one body are as before for the next."""
     pytester.makepyfile(
