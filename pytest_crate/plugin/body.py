@@ -173,6 +173,9 @@ class Body:
         self._began = monotonic.nanoseconds()
         self.interrupted = self._forks_refused = self.over = False
         self.steps, self.imports = {}, {}
+        # A process of the test before may have crashed.
+        self._stacks_left()
+        self._stacks.clear()
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()

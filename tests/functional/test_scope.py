@@ -499,6 +499,29 @@ def test_a_limit_in_a_crate_that_the_next_test_does_not_take(
     assert "has gone over a limit: memory" in run.of("test_next", "teardown")["longrepr"]
 
 
+def test_stacks_of_another_test(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The failure of a test whose process crashes shows its stacks, and not those of a process of one before it."""
+    pytester.makepyfile(
+        """
+        import os, signal
+        import pytest
+        pytestmark = pytest.mark.crate(scope="module")
+        def test_a_child_that_crashes():
+            pid = os.fork()
+            if pid == 0:
+                os.kill(os.getpid(), signal.SIGABRT)
+            assert os.waitpid(pid, 0)[1] == signal.SIGABRT
+        def test_crashes():
+            os.kill(os.getpid(), signal.SIGABRT)
+        """
+    )
+    report = run_inner().of("test_crashes", "call")
+    assert "killed by SIGABRT" in report["longrepr"]
+    stacks = "\n".join(text for _, text in report["sections"])
+    assert "in test_crashes" in stacks
+    assert "test_a_child_that_crashes" not in stacks
+
+
 def test_plugins_that_keep_what_is_a_tests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A test of Hypothesis has a crate of its own between those that share one."""
     pytest.importorskip("hypothesis")
