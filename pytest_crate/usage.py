@@ -89,6 +89,10 @@ class Usage:
             elif field.name in _PEAKS:
                 values[field.name] = now if now > before else None
             else:
-                # The kernel scales user and system time to their exact sum: either may step back a little.
                 values[field.name] = max(0, now - before)
+        total, system = values["cpu_usage_usec"], values["cpu_system_usec"]
+        if total is not None and system is not None and values["cpu_user_usec"] is not None:
+            # The kernel scales user and system time to their exact sum: either may step back a little.
+            values["cpu_system_usec"] = min(system, total)
+            values["cpu_user_usec"] = max(0, total - system)
         return Usage(**values)

@@ -55,6 +55,17 @@ def test_a_counter_never_runs_backwards() -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "system", "parts"),
+    [(30, 70, (20, 30)), (10, 90, (0, 50)), (9, 91, (0, 50)), (60, 40, (50, 0)), (61, 39, (50, 0))],
+)
+def test_parts_of_cpu_time_are_its_parts(user: int, system: int, parts: tuple[int, int]) -> None:
+    """User and system time are the whole together, also where the kernel's split of it steps back."""
+    before = Usage(cpu_usage_usec=50, cpu_user_usec=10, cpu_system_usec=40)
+    between = Usage(cpu_usage_usec=100, cpu_user_usec=user, cpu_system_usec=system).since(before)
+    assert (between.cpu_user_usec, between.cpu_system_usec) == parts
+
+
+@pytest.mark.parametrize(
     ("status", "exit_", "returncode", "text"),
     [
         (0, Exit(code=0), 0, "exit status 0"),
