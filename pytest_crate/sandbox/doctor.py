@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 
 from pytest_crate.errors import HostError, SandboxError
+from pytest_crate.kernel import calls
 from pytest_crate.kernel.cgroup import CgroupOffer, NoCgroups, Refusal
 from pytest_crate.kernel.host import Host, Row, probe_host
 from pytest_crate.sandbox import host_view, rootfs
@@ -20,6 +21,7 @@ from pytest_crate.spec import CPU_PERIOD_USEC, UNLIMITED, CrateSpec, Layer, buil
 from pytest_crate.usage import Usage
 
 _WHOLE = "a whole crate"
+_ENTERING = "entering"
 _HOSTNAME = "crate-doctor"
 _LIMITS: Mapping[str, str | float] = {"memory": "256m", "cpus": 0.2, "pids": 32}
 # More CPU time than two periods allow, so that the limit has to hold it back.
@@ -54,7 +56,7 @@ def examine(*, cgroup_parent: str | None = None) -> Host:
         else:
             whole = _try_a_crate(engine)
     found = probe_host(offer)
-    return dataclasses.replace(found, rows=(*found.rows, *whole))
+    return dataclasses.replace(found, rows=(*found.rows, entering_row(), *whole))
 
 
 def _try_a_crate(engine: Engine) -> tuple[Row, ...]:
@@ -83,6 +85,19 @@ def _try_a_crate(engine: Engine) -> tuple[Row, ...]:
         Row(feature=_WHOLE, status="ok", detail=f"made, limited, used and removed in {took_msec} ms"),
         usage_row(result.usage),
     )
+
+
+def entering_row() -> Row:
+    """Return the row that says how programs enter crates here."""
+    if calls.works():
+        return Row(feature=_ENTERING, status="ok", detail="by a sealed copy of a small program of the package's own")
+    detail = (
+        "the package was installed without its compiled program, or that can't be executed here: a fork of the "
+        "interpreter enters, which is slower, and whose file root's programs can get hold of (docs/security.md)"
+    )
+    name = "pytest-crate-sandbox"
+    remedy = f"sudo apt install gcc && pip install --force-reinstall --no-deps --no-binary {name} {name}"
+    return Row(feature=_ENTERING, status="degraded", detail=detail, remedy=remedy)
 
 
 def usage_row(usage: Usage) -> Row:

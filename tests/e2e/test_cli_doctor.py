@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_crate.cli import main
-from pytest_crate.kernel import libc
+from pytest_crate.kernel import calls, libc
 from pytest_crate.sandbox import doctor
 
 WHOLE_HOST = pytest.mark.needs("root", "overlay", *(f"{key} limit" for key in ("memory", "swap", "cpus", "pids")))
@@ -97,6 +97,16 @@ def test_a_program_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {row.feature: row for row in doctor.examine().rows}
     assert rows["a whole crate"].status == "missing"
     assert rows["a whole crate"].detail == "a program in it ended with 1: no such luck"
+
+
+@pytest.mark.needs("calls")
+def test_how_programs_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says whether the program is there that enters crates; without it they are made in a less deep way."""
+    assert doctor.entering_row().status == "ok"
+    monkeypatch.setattr(calls, "PROGRAM", "/nowhere")
+    row = doctor.entering_row()
+    assert (row.status, row.affects) == ("degraded", ())
+    assert "pip install" in row.remedy
 
 
 def test_closed_output(tmp_path: Path) -> None:
