@@ -197,7 +197,7 @@ def who_is(user: str | None, root: int | None = None) -> identity.Identity | Non
     """
     if user is None:
         return None
-    with libc.os_step(_STEP_USER, "open", "/"):
+    with libc.os_step(_STEP_USER, *(("open", "/") if root is None else ("dup", str(root)))):
         within = os.open("/", os.O_PATH | os.O_CLOEXEC) if root is None else os.dup(root)
     try:
         return identity.parse_user(user, *(_text_within(within, path) for path in ("/etc/passwd", "/etc/group")))
