@@ -23,8 +23,12 @@ class StatusFlags:
     def __init__(self, descriptors: Iterable[int]) -> None:
         self._noted: dict[int, int] = {}
         for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                self._noted[descriptor] = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            self.note(descriptor)
+
+    def note(self, descriptor: int) -> None:
+        """Note the flags of one more."""
+        with contextlib.suppress(OSError):
+            self._noted[descriptor] = fcntl.fcntl(descriptor, fcntl.F_GETFL)
 
     def restore(self) -> None:
         """Set the flags as they were, of what is still open."""
@@ -39,20 +43,27 @@ class KeptOpen:
 
     def __init__(self) -> None:
         self._descriptors: list[int] = []
+        self._flags = StatusFlags(())
 
-    def keep(self, descriptor: int) -> int:
-        """Return a descriptor of the same open file, which stays open until :meth:`close`.
+    def keep(self, descriptor: int) -> None:
+        """Keep the open file of a descriptor until :meth:`close`, and note its flags if it is the first time.
+
+        Later they may be what somebody has set who has it already.
 
         :raises OSError: it isn't open, or too many are.
         """
-        for kept in self._descriptors:
-            if _is_same(kept, descriptor):
-                return kept
-        self._descriptors.append(os.dup(descriptor))
-        return self._descriptors[-1]
+        if not any(_is_same(kept, descriptor) for kept in self._descriptors):
+            self._descriptors.append(os.dup(descriptor))
+            self._flags.note(self._descriptors[-1])
+
+    def restore(self) -> None:
+        """Set the flags as they were, of what is still kept."""
+        self._flags.restore()
 
     def close(self) -> None:
-        """Close them; idempotent."""
+        """Set the flags back for the last time, and close them; idempotent."""
+        self.restore()
+        self._flags = StatusFlags(())  # the descriptors may soon be of other files
         while self._descriptors:
             os.close(self._descriptors.pop())
 

@@ -179,11 +179,14 @@ def _read_text(descriptor: int, path: str) -> str:
 
     :raises SandboxError: it can't be read, or is too long: whose groups are not known may not have others' instead.
     """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # open() would refuse a directory, and leave it open
+        return ""
     with (
         libc.os_step(_STEP_USER, "read", path),
         open(descriptor, encoding="utf-8", errors="surrogateescape") as stream,
     ):
-        text = stream.read(_MAX_TEXT_CHARACTERS + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+        text = stream.read(_MAX_TEXT_CHARACTERS + 1)
     if len(text) > _MAX_TEXT_CHARACTERS:
         raise SandboxError(_STEP_USER, path=path, detail=f"it has more than {_MAX_TEXT_CHARACTERS >> 20} MiB")
     return text

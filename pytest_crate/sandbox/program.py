@@ -144,14 +144,13 @@ class CratePopen:
         # Several threads may wait; and a signal's handler may ask in the midst of it.
         self._noting = threading.RLock()
         self._text = text
+        self._lent = lent
         theirs: list[int] = []
-        own: list[int] = []
         try:
             for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
                 theirs.append(self._connect(name, number, given, theirs))
                 if given is None:
-                    own.append(lent.keep(theirs[-1]))
-            self._flags = status_flags.StatusFlags(own)
+                    lent.keep(theirs[-1])
             if program.terminal and not os.isatty(theirs[0]):
                 raise ValueError("terminal=True wants a terminal as stdin, and what it got is none")
             self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
@@ -183,7 +182,7 @@ class CratePopen:
         return other
 
     def _end(self, exit_: Exit) -> None:
-        self._flags.restore()  # pytest may write there before the crate's end
+        self._lent.restore()  # pytest may write there before the crate's end
         self.exit = exit_
         self.returncode = exit_.returncode if exit_.returncode is not None else -signal.SIGKILL
         os.close(self._status)
@@ -368,7 +367,7 @@ class CratePopen:
     def close(self) -> None:
         """Close the streams; the program, if it still runs, ends with its crate."""
         self._close_streams()
-        self._flags.restore()
+        self._lent.restore()
         with self._noting:
             if self.returncode is None:
                 self._end(Exit())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import select
 import subprocess
 import sys
 import threading
@@ -256,6 +258,34 @@ def test_many_programs_on_pytests_own_streams(engine: Engine) -> None:
     assert descriptors() <= before + 3
     crate.close()
     assert descriptors() < before
+
+
+def test_flags_that_an_earlier_program_has_set(engine: Engine, tmp_path: Path) -> None:
+    """What is set back is what was there before the first program, and nothing is once the crate is closed."""
+    with (tmp_path / "output").open("w") as output:
+        saved = os.dup(1)
+        os.dup2(output.fileno(), 1)
+        try:
+            crate = crate_of(engine)
+            script = (
+                "import fcntl, os, time; fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK); os.close(0); time.sleep(100)"
+            )
+            hostile = crate.popen([sys.executable, "-S", "-c", script], cwd="/", stdin=subprocess.PIPE)
+            assert hostile.stdin is not None
+            poll = select.poll()
+            poll.register(hostile.stdin, 0)
+            assert poll.poll(30_000)  # nobody is at its other end any more
+            assert fcntl.fcntl(1, fcntl.F_GETFL) & os.O_NONBLOCK
+            later = crate.popen(["true"], cwd="/")
+            crate.close()
+            assert not fcntl.fcntl(1, fcntl.F_GETFL) & os.O_NONBLOCK
+            fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK)
+            later.close()
+            hostile.close()
+            assert fcntl.fcntl(1, fcntl.F_GETFL) & os.O_NONBLOCK
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
 def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:

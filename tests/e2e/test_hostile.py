@@ -257,6 +257,24 @@ def test_a_user_database_without_end_gives_nobody_another_group(run_crated: RunC
     assert run.all_passed(), run.text
 
 
+def test_a_user_database_that_is_a_directory(run_crated: RunCrated) -> None:
+    """It is no user database, and the launcher keeps nothing of it."""
+    run = run_crated("""
+        import os
+        import psutil
+
+        def test_drives(crate_sandbox):
+            (launcher,) = [each for each in psutil.Process().children() if each.name() == "crate-launcher"]
+            crate_sandbox.run(["sh", "-c", "rm /etc/group; mkdir /etc/group"], check=True)
+            found = []
+            for _ in range(9):
+                assert crate_sandbox.run(["id", "-u"], user=1234, check=True).stdout == "1234\\n"
+                found.append(launcher.num_fds())
+            assert found[-1] < found[0] + 5  # one that ends may be not collected yet
+    """)
+    assert run.all_passed(), run.text
+
+
 def test_one_crates_end_is_not_the_others(run_crated: RunCrated) -> None:
     """A crate that is killed at its timeout says so when it is used again; another one goes on."""
     run = run_crated("""
