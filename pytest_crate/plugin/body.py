@@ -131,6 +131,7 @@ class Body:
         self._deadline: float | None = None
         self._paused: float | None = None
         self._lent: keyboard.Lent | None = None
+        self._first_lent: keyboard.Lent | None = None
         self._exit = Exit()
 
     def in_child(self) -> None:
@@ -250,6 +251,7 @@ class Body:
             self._take_terminal_back()
             if message["debugger"] is True:
                 self._lent = keyboard.Lent(self._pidfd)
+                self._first_lent = self._first_lent or self._lent
         if "debugger" in message or "interacts" in message:
             self.let_go_on(ATTENDED)
 
@@ -554,6 +556,8 @@ class Body:
             self.result = self._result(usage, self._exit)
         finally:
             self._take_terminal_back()
+            if self._first_lent is not None:
+                self._first_lent.restore()
             self._flags.restore()
             if self._output is not None:
                 self._output.take_back(reported=self.reported)

@@ -59,11 +59,7 @@ class Lent:
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
-        # Not descriptor 0: while pytest captures, that is /dev/null.
-        try:
-            self._terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:  # ENXIO: there is no terminal (tty(4))
-            self._terminal = -1
+        self._terminal = _open_terminal()
         self._settings = self._get()
         self._handles = threading.current_thread() is threading.main_thread()
         if self._handles:
@@ -96,9 +92,30 @@ class Lent:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    def restore(self) -> None:
+        """When its process has ended, let the terminal be as it was once more.
+
+        After it was taken back pdb opens its prompt at Ctrl-C, too, and tells nobody.
+        """
+        self._terminal = _open_terminal()
+        if self._terminal >= 0:
+            with contextlib.suppress(termios.error):  # it has hung up
+                self._set(self._settings)
+            os.close(self._terminal)
+            self._terminal = -1
+
     def _get(self) -> list[Any] | None:
         return termios.tcgetattr(self._terminal) if self._terminal >= 0 else None
 
     def _set(self, settings: list[Any] | None) -> None:
         if settings is not None:
             termios.tcsetattr(self._terminal, termios.TCSADRAIN, settings)
+
+
+def _open_terminal() -> int:
+    """Return a descriptor of pytest's terminal; -1 if it has none."""
+    # Not descriptor 0: while pytest captures, that is /dev/null.
+    try:
+        return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # ENXIO: there is no terminal (tty(4))
+        return -1

@@ -30,7 +30,7 @@ FORGING = """
 
     def phase(name, when):
         return {"phase": when, "report": report(name, when), "warnings": [], "properties": [], "failed_subtests": 0,
-                "junit": [], "values": {}, "exception": None, "kept": {}}
+                "stops": {}, "junit": [], "values": {}, "exception": None, "kept": {}}
 
     def forge(data, times=1):
         for name in os.listdir("/proc/self/fd"):

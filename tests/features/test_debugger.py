@@ -147,6 +147,29 @@ def test_interrupt_at_the_prompt(pytester: pytest.Pytester, start: Start) -> Non
     assert "KeyboardInterrupt" in rest
 
 
+def test_a_prompt_that_nobody_answers(pytester: pytest.Pytester, start: Start) -> None:
+    """Ctrl-C after the prompt may open pdb's own, where the test is killed in the end; the terminal is as it was."""
+    pytester.makepyfile(
+        """
+        import os, time
+        def test_stops():
+            breakpoint()
+            os.write(1, b"go" + b"ing on")
+            end = time.monotonic() + 60
+            while time.monotonic() < end: time.sleep(0.01)
+        """
+    )
+    run = start("-s")
+    run.expect(r"\(Pdb\) ")
+    run.await_reader()
+    run.type("c\r")
+    run.expect("going on")
+    run.type("\x03")
+    run.expect(r"Program interrupted.*(?s:.)*\(Pdb\) ")
+    status, rest = run.ends()
+    assert status == pytest.ExitCode.INTERRUPTED, rest
+
+
 @pytest.mark.parametrize("options", [["-s"], []], ids=["-s", "captured"])
 def test_stop_at_the_prompt(pytester: pytest.Pytester, start: Start, options: list[str]) -> None:
     """Ctrl-Z at the prompt stops pytest and the debugger; keys are the shell's until the job goes on."""
