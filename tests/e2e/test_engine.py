@@ -292,6 +292,7 @@ def test_a_launcher_with_too_many_open_files(engine: Engine) -> None:
     """It says so, and its crates live on."""
     crate = crate_of(engine)
     running = start(crate, "sleep", "100")
+    running.send_signal(0)  # when that is answered, what came with the request before is closed
     launcher = launcher_of(engine)
     limits = launcher.rlimit(resource.RLIMIT_NOFILE)
     most = descriptors(str(launcher.pid)) + 2
