@@ -84,10 +84,7 @@ class Lent:
     def take_back(self) -> None:
         """Have Ctrl-C interrupt pytest again, on a terminal that is as it was: a killed debugger restores nothing."""
         # First of all: Ctrl-C, which by then raises, would leave it as the debugger had it.
-        self._set(self._settings)
-        if self._terminal >= 0:
-            os.close(self._terminal)
-            self._terminal = -1
+        self._settle()
         if self._handles:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -98,17 +95,23 @@ class Lent:
         After it was taken back pdb opens its prompt at Ctrl-C, too, and tells nobody.
         """
         self._terminal = _open_terminal()
-        if self._terminal >= 0:
-            with contextlib.suppress(termios.error):  # it has hung up
-                self._set(self._settings)
-            os.close(self._terminal)
-            self._terminal = -1
+        with contextlib.suppress(termios.error):  # it has hung up
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let the terminal be as it was, and close it."""
+        try:
+            self._set(self._settings)
+        finally:
+            if self._terminal >= 0:
+                os.close(self._terminal)
+                self._terminal = -1
 
     def _get(self) -> list[Any] | None:
         return termios.tcgetattr(self._terminal) if self._terminal >= 0 else None
 
     def _set(self, settings: list[Any] | None) -> None:
-        if settings is not None:
+        if settings is not None and self._terminal >= 0:
             termios.tcsetattr(self._terminal, termios.TCSADRAIN, settings)
 
 

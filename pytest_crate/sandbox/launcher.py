@@ -559,7 +559,7 @@ class Launcher:
             return
         crate.release()
         try:
-            if self.programs.are_in(crate):
+            if crate.programs:
                 self._end_crate(crate)
         finally:
             if not crate.ended:

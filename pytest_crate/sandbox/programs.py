@@ -114,10 +114,6 @@ class Programs:
         for pid in list(self._alive):
             self._reap(pid, os.WNOHANG)
 
-    def are_in(self, crate: Crate) -> bool:
-        """Return whether one of a crate's has not been collected yet."""
-        return bool(crate.programs)
-
     def reap_all_of(self, crate: Crate) -> None:
         """Wait for the ends of a crate's programs, whose init has been killed."""
         for pid in list(crate.programs):

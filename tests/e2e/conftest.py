@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from pytest_crate.sandbox.sandbox import Engine
 from tests.inner import INNER_TIMEOUT_SECONDS
 
 
@@ -58,6 +60,16 @@ class RunCrated(Protocol):
     """Runs pytest on one test file; its relative paths are below ``pytester.path``."""
 
     def __call__(self, source: str, *args: str) -> InnerRun: ...
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """Make crates without a run of pytest's."""
+    engine = Engine()
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @pytest.fixture(scope="session")

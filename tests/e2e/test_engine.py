@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,6 @@ def sandbox_of(engine: Engine) -> Sandbox:
 def crate_of(engine: Engine) -> CrateSandbox:
     """Make a crate on the host's root, to run programs in."""
     return CrateSandbox(sandbox_of(engine), SPEC, name="crate")
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine()
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 def start(crate: CrateSandbox, *argv: str) -> CratePopen:

@@ -224,6 +224,36 @@ def test_a_user_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert error.value.errno == errno.EMFILE
 
 
+def entry_without_namespaces() -> child.Entry:
+    return child.Entry(
+        enter_files=(),
+        cgroup=None,
+        namespaces=namespaces.NamespaceHandles(pid=-1, others={}),
+        keep=frozenset(),
+        last_capability=last_capability(),
+        seccomp=b"",
+        user_namespace=None,
+        root=True,
+        one_user=False,
+    )
+
+
+def test_who_enters_for_a_program_hides_again() -> None:
+    """On a program's way in capabilities are kept, the ids change, it hides, and only then they are given up."""
+    made: list[tuple[object, ...]] = []
+
+    def call(step: str, name: str, /, *args: libc.Argument, **keywords: Any) -> int:
+        made.append((name, *args[:2]))
+        return 0
+
+    program = child.Program(argv=("true",), env={}, cwd="/", user="nobody", terminal=False)
+    child.enter_as(program, entry_without_namespaces(), NOBODY, (0, 1, 2), joined=True, call=call)
+    changed = [number for number, (name, *_) in enumerate(made) if name in ("setgroups", "setresgid", "setresuid")]
+    hides, keeps = ("prctl", libc.PR_SET_DUMPABLE, 0), ("prctl", libc.PR_SET_KEEPCAPS, 1)
+    assert made.index(keeps) < changed[0] <= changed[-1] < made.index(hides)
+    assert made.index(hides) < [name for name, *_ in made].index("capset")
+
+
 def test_who_becomes_a_user_stays_hidden() -> None:
     """A process that enters a crate can't be looked into by that user's others at any moment: not even where a change
     of ids takes back what hides it, as the kernel does where fs.suid_dumpable is 1."""
@@ -246,18 +276,7 @@ def test_who_becomes_a_user_stays_hidden() -> None:
                 return result
 
             child.hide()
-            entry = child.Entry(
-                enter_files=(),
-                cgroup=None,
-                namespaces=namespaces.NamespaceHandles(pid=-1, others={}),
-                keep=frozenset(),
-                last_capability=last_capability(),
-                seccomp=b"",
-                user_namespace=None,
-                root=True,
-                one_user=False,
-            )
-            child.confine(entry, NOBODY, hidden=True, call=call)
+            child.confine(entry_without_namespaces(), NOBODY, hidden=True, call=call)
             os.write(asking[1], b"!")
         finally:
             os._exit(0)
