@@ -241,7 +241,9 @@ class Birth:
                 self._own.callback(os.close, self._going)
                 self._for_child.callback(os.close, self._waiting)
             undo.pop_all()
-        self.table.add(step, "setpgid", 0, 0)  # the child's group, too, by which it is found
+        # The child's group, too, by which it is found. The session is not the launcher's: what is to be seen of a
+        # session is also to be set (proc(5), /proc/pid/autogroup).
+        self.table.add(step, "setsid")
         self.close_on_exec((self.telling, self._waiting))
 
     def __enter__(self) -> Self:

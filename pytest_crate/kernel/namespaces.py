@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import json
 import os
 import platform
 import signal
 import socket
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import identity, libc
@@ -153,10 +155,10 @@ class NamespaceHandles:
             raise
         return cls(pid=opened.pop("pid"), others=opened)
 
-    def enter(self, *, skip: frozenset[str] = frozenset(), call: libc.Caller = libc.syscall) -> None:
+    def enter(self, *, call: libc.Caller = libc.syscall) -> None:
         """Move the calling, single-threaded process into all of them but the PID namespace."""
         for kind, flag in KINDS.items():
-            if kind in self.others and kind not in skip:
+            if kind in self.others:
                 libc.setns(f"enter the crate's {kind} namespace", self.others[kind], flag, kind, call=call)
 
     def close(self) -> None:
@@ -165,29 +167,43 @@ class NamespaceHandles:
             os.close(descriptor)
 
 
-def fork_inside(handles: NamespaceHandles, cgroup: str | None = None) -> tuple[int, bool]:
+class Fork(NamedTuple):
+    """A fork into a crate.
+
+    :ivar pid: the child's; 0 in the child.
+    :ivar joined: the child was born in the control group. Known in the child.
+    :ivar whole: it was born in all of the crate's namespaces.
+    """
+
+    pid: int
+    joined: bool
+    whole: bool
+
+
+def fork_inside(handles: NamespaceHandles, cgroup: str | None = None, *, whole: bool = False) -> Fork:
     """Fork a child that is born in a crate's PID namespace; it has one thread.
 
-    The child is the caller's own child, to be waited for by it. Every other namespace is still
-    the caller's, but for a user namespace, which the child has entered.
+    The child is the caller's own child, to be waited for by it.
 
     :param cgroup: the directory of a control group of version 2 for it to be born in, if that can be.
-    :returns: its pid, 0 in the child; and, in the child, whether it is in the control group.
+    :param whole: it is to be born in all of the crate's namespaces, which takes a second fork; with a user namespace
+        it is so always. Else the rest are the caller's yet: by /proc/pid/net and /proc/pid/mountinfo, which ask for no
+        right to trace, whoever lives in the crate can look at them (fs/proc/proc_net.c, fs/proc_namespace.c).
     :raises SandboxError: the kernel refuses.
     """
-    if cgroup is None:
-        return _fork_inside(handles, None)
-    with libc.os_step(_FORK_INSIDE, "open", cgroup):
-        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return _fork_inside(handles, directory)
-    finally:
-        os.close(directory)
+    whole = whole or "user" in handles.others
+    bear = _fork_by_first if whole else _fork_inside
+    with contextlib.ExitStack() as opened:
+        directory = None
+        if cgroup is not None:
+            with libc.os_step(_FORK_INSIDE, "open", cgroup):
+                directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, directory)
+        pid, joined = bear(handles, directory)
+    return Fork(pid, joined, whole)
 
 
 def _fork_inside(handles: NamespaceHandles, cgroup: int | None) -> tuple[int, bool]:
-    if "user" in handles.others:
-        return _fork_inside_rootless(handles, cgroup)
     # setns(2) with CLONE_NEWPID acts on the calling thread's later children only, not on itself.
     with libc.os_step(_FORK_INSIDE, "open", "/proc/self/ns/pid"):
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -229,10 +245,10 @@ def fork() -> int:
         return os.fork()
 
 
-def _fork_inside_rootless(handles: NamespaceHandles, cgroup: int | None) -> tuple[int, bool]:
-    # Without CAP_SYS_ADMIN in its own user namespace a process can't choose its children's PID
-    # namespace (pid_namespaces(7)). A first child gains that right by entering the crate's user
-    # namespace, forks a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
+def _fork_by_first(handles: NamespaceHandles, cgroup: int | None) -> tuple[int, bool]:
+    # A process can move its mount namespace with one thread only (setns(2)), and without CAP_SYS_ADMIN in its own user
+    # namespace it can't choose its children's PID namespace (pid_namespaces(7)). So a first child enters them, forks
+    # a sibling of its own (CLONE_PARENT), tells its pid, and leaves.
     with libc.os_step(_FORK_INSIDE, "socketpair"):
         ours, firsts = socket.socketpair()
     with ours, firsts:
@@ -241,37 +257,34 @@ def _fork_inside_rootless(handles: NamespaceHandles, cgroup: int | None) -> tupl
             ours.close()
             return 0, _bear_sibling(handles, cgroup, firsts.fileno())
         firsts.close()
-        pid, answer = None, ""
+        pid, told = None, b""
         try:
             # If it is killed before it tells of a sibling, that one waits for ever, and keeps open what we would read.
             with libc.os_step(_FORK_INSIDE, "waitid"):
                 ended = os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
             if ended is not None and ended.si_code == os.CLD_EXITED:
                 with libc.os_step(_FORK_INSIDE, "read"):
-                    answer = os.read(ours.fileno(), 64).decode()
+                    told = os.read(ours.fileno(), 1 << 16)
             with libc.os_step(_FORK_INSIDE, "waitpid"):
                 os.waitpid(first, 0)
-            if answer.isdigit():
-                with libc.os_step(_FORK_INSIDE, "write"):
+            if told.isdigit():
+                # It may have been killed by who lives in the crate: its parent will know.
+                with libc.os_step(_FORK_INSIDE, "write"), contextlib.suppress(BrokenPipeError):
                     os.write(ours.fileno(), b"g")
-                pid = int(answer)
+                pid = int(told)
         finally:
             if pid is None:
                 ours.close()  # the sibling, if there is one, goes no further
                 _wait_for_both(first)
     if pid is not None:
         return pid, False
-    name, _, number = answer.partition(" ")
-    raise SandboxError(
-        _FORK_INSIDE,
-        syscall=name,
-        errno=int(number) if number.isdigit() else None,
-        detail="" if number else "the process that should fork died",
-    )
+    if told:
+        raise SandboxError.from_json(json.loads(told))
+    raise SandboxError(_FORK_INSIDE, detail="the process that should fork died")
 
 
 def _bear_sibling(handles: NamespaceHandles, cgroup: int | None, channel: int) -> bool:
-    """Live as the first child: fork a sibling into the crate, tell its pid or what stands in the way, and leave.
+    """Live as the first child: enter the crate, fork a sibling, tell its pid or what stands in the way, and leave.
 
     Returns in the sibling, and not before its parent knows it: nobody else could wait for it, and while it is not
     reaped, the crate's init can't end (pid_namespaces(7)).
@@ -283,7 +296,7 @@ def _bear_sibling(handles: NamespaceHandles, cgroup: int | None, channel: int) -
         try:
             with libc.os_step(_FORK_INSIDE, "setpgid"):
                 os.setpgid(0, 0)  # the sibling's group, too, by which its parent finds it
-            libc.setns("enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user")
+            handles.enter()
             libc.setns(_FORK_INSIDE, handles.pid, libc.CLONE_NEWPID, "pid")
             if cgroup is not None:
                 born = _fork_into_cgroup(cgroup, libc.CLONE_PARENT)
@@ -294,7 +307,7 @@ def _bear_sibling(handles: NamespaceHandles, cgroup: int | None, channel: int) -
                 with libc.os_step(_FORK_INSIDE, "write"):
                     os.write(channel, str(pid).encode())
         except SandboxError as error:
-            os.write(channel, f"{error.syscall} {error.errno}".encode())
+            os.write(channel, json.dumps(error.to_json()).encode())
     finally:
         if not known:
             os._exit(1)

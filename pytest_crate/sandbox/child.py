@@ -16,7 +16,7 @@ import os
 import signal
 import stat
 import termios
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_crate.errors import SandboxError
@@ -57,6 +57,20 @@ class Entry:
     root: bool
     one_user: bool
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[int, ...]]:
+        """Open ``enter_files``, for a process that will not see their paths any more; closed at the end.
+
+        :raises SandboxError: one can't be opened.
+        """
+        with contextlib.ExitStack() as opened:
+            files = []
+            for path in self.enter_files:
+                with libc.os_step("join the crate's cgroup", "open", path):
+                    files.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                opened.callback(os.close, files[-1])
+            yield tuple(files)
+
 
 def hide(*, call: libc.Caller = libc.syscall) -> None:
     """Keep the crate's other processes from tracing the calling one, or opening its program, until it executes another.
@@ -67,19 +81,27 @@ def hide(*, call: libc.Caller = libc.syscall) -> None:
     call("hide from the crate's processes", "prctl", libc.PR_SET_DUMPABLE, 0, 0, 0, 0, path="PR_SET_DUMPABLE")
 
 
-def enter(entry: Entry, clock: steps.Clock = steps.OFF, *, joined: bool, call: libc.Caller = libc.syscall) -> None:
+def enter(
+    entry: Entry,
+    files: Sequence[int],
+    clock: steps.Clock = steps.OFF,
+    *,
+    joined: bool,
+    whole: bool,
+    call: libc.Caller = libc.syscall,
+) -> None:
     """Move the calling process, just born by :func:`namespaces.fork_inside`, into the crate.
 
+    :param files: :meth:`Entry.opened`.
     :param joined: it was born in the crate's cgroup.
+    :param whole: it was born in all of the crate's namespaces.
     :raises SandboxError: a step is refused; the process must then end without running the payload.
     """
-    for path in () if joined else entry.enter_files:
-        step = "join the crate's cgroup"
-        file = call(step, "openat", libc.AT_FDCWD, os.fsencode(path), os.O_WRONLY | os.O_CLOEXEC, path=path)
-        call(step, "write", file, b"0", 1, path=path)
-        call(step, "close", file)
+    for file, path in () if joined else zip(files, entry.enter_files, strict=True):
+        call("join the crate's cgroup", "write", file, b"0", 1, path=path)
     clock.done("join the cgroup")
-    entry.namespaces.enter(skip=frozenset({"user"}), call=call)
+    if not whole:
+        entry.namespaces.enter(call=call)
     # After joining, so that the crate's own cgroup is the root of what /proc/self/cgroup shows.
     libc.unshare("make a cgroup namespace", libc.CLONE_NEWCGROUP, call=call)
     clock.done("enter the namespaces")
@@ -261,9 +283,20 @@ class Program:
 
 
 def become_program(
-    program: Program, entry: Entry, who: identity.Identity | None, stdio: Sequence[int], failing: int, *, joined: bool
+    program: Program,
+    entry: Entry,
+    who: identity.Identity | None,
+    files: Sequence[int],
+    stdio: Sequence[int],
+    failing: int,
+    *,
+    joined: bool,
 ) -> None:
-    """Live as a program's payload: enter the crate, take the given descriptors as 0, 1, 2, and execute."""
+    """Live as a program's payload, born in the crate's namespaces: enter, take these descriptors as 0, 1, 2, execute.
+
+    :param files: :meth:`Entry.opened`.
+    :param failing: descriptor on which it tells why it could not.
+    """
     step = f"run {program.argv[0]}"
     try:
         signal.set_wakeup_fd(-1)
@@ -271,12 +304,12 @@ def become_program(
             hide()
             # Before a path is followed: by a link to /proc/self/fd it would lead to what the launcher holds of other
             # crates (CVE-2024-21626). What is needed is close-on-exec.
-            needed = {failing, *stdio, *entry.namespaces.others.values()}
+            needed = {failing, *files, *stdio}
             if entry.user_namespace is not None:
                 needed.add(entry.user_namespace)
             for below, above in itertools.pairwise([2, *sorted(needed), 1 << 20]):
                 os.closerange(below + 1, above)
-            enter_as(program, entry, who, stdio, joined=joined)
+            enter_as(program, entry, who, files, stdio, joined=joined)
             # An exec keeps what is ignored (signal(7)); the program starts with the defaults.
             for number in IGNORED:
                 signal.signal(number, signal.SIG_DFL)
@@ -305,24 +338,27 @@ def bear_program(
     """
     table, handles = birth.table, entry.namespaces
     hide(call=table.add)
-    needed = [*stdio, handles.pid, *handles.others.values()]
-    if entry.user_namespace is not None:
-        needed.append(entry.user_namespace)
-    birth.close_on_exec(needed)
-    if "user" in handles.others:
-        libc.setns(
-            "enter the crate's user namespace", handles.others["user"], libc.CLONE_NEWUSER, "user", call=table.add
-        )
-    libc.setns(birth.step, handles.pid, libc.CLONE_NEWPID, "pid", call=table.add)
     with contextlib.ExitStack() as opened:
         directory = None
-        if entry.cgroup is not None:
+        files: tuple[int, ...] = ()
+        if entry.cgroup is None:
+            files = opened.enter_context(entry.opened())
+        else:
             with libc.os_step(birth.step, "open", entry.cgroup):
                 directory = os.open(entry.cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             opened.callback(os.close, directory)
+        needed = [*files, *stdio, handles.pid, *handles.others.values()]
+        if entry.user_namespace is not None:
+            needed.append(entry.user_namespace)
+        birth.close_on_exec(needed)
+        # All before it is born: what lives in the crate could look through it at the network and the mounts of the
+        # host's, for as long as it is in the crate's PID namespace only.
+        handles.enter(call=table.add)
+        libc.setns(birth.step, handles.pid, libc.CLONE_NEWPID, "pid", call=table.add)
+        if directory is not None:
             needed.append(directory)
         birth.split(0, directory)
-        enter_as(program, entry, who, stdio, joined=directory is not None, call=table.add)
+        enter_as(program, entry, who, files, stdio, joined=directory is not None, call=table.add)
         env, name = program.env_of(who), program.argv[0]
         argv = libc.Words([*map(os.fsencode, program.argv), 0])
         environment = libc.Words([*(os.fsencode(f"{name}={value}") for name, value in env.items()), 0])
@@ -336,14 +372,15 @@ def enter_as(
     program: Program,
     entry: Entry,
     who: identity.Identity | None,
+    files: Sequence[int],
     stdio: Sequence[int],
     *,
     joined: bool,
     call: libc.Caller = libc.syscall,
 ) -> None:
-    """Do all that a program's payload does before it executes."""
+    """Do all that a program's payload, born in the crate's namespaces, does before it executes."""
     step = f"run {program.argv[0]}"
-    enter(entry, joined=joined, call=call)
+    enter(entry, files, joined=joined, whole=True, call=call)
     call("begin a session", "setsid")
     nulls = [number for number, descriptor in enumerate(stdio) if is_null(descriptor)]
     for number, descriptor in enumerate(stdio):

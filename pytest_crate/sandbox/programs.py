@@ -83,9 +83,11 @@ class Programs:
         with contextlib.ExitStack() as ours:
             ours.callback(os.close, reading)
             try:
-                pid, joined = _fork_inside(crate, step)
-                if pid == 0:
-                    child.become_program(program, crate.entry, who, stdio, writing, joined=joined)
+                with crate.entry.opened() as files:
+                    fork = _fork_inside(crate, step)
+                    if fork.pid == 0:
+                        child.become_program(program, crate.entry, who, files, stdio, writing, joined=fork.joined)
+                pid = fork.pid
             finally:
                 os.close(writing)
             try:
@@ -131,11 +133,11 @@ class Programs:
                 os.close(descriptor)
 
 
-def _fork_inside(crate: Crate, step: str) -> tuple[int, bool]:
-    """Fork a child into a crate's PID namespace, as :func:`namespaces.fork_inside` does."""
+def _fork_inside(crate: Crate, step: str) -> namespaces.Fork:
+    """Fork a child into a crate's namespaces, as :func:`namespaces.fork_inside` does."""
     try:
         with libc.os_step(f"{step}: fork into the crate", "fork"):
-            return namespaces.fork_inside(crate.handles, crate.entry.cgroup)
+            return namespaces.fork_inside(crate.handles, crate.entry.cgroup, whole=True)
     except SandboxError as error:
         raise _no_birth(error, crate, step) from None
 

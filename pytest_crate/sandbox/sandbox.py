@@ -587,7 +587,7 @@ class Sandbox:
         self.started = monotonic.nanoseconds()
 
     def fork(self, refuse: Callable[[SandboxError], NoReturn], clock: Clock = OFF) -> int:
-        """Fork the calling process into the crate: the pid in the parent, whose child it is; 0 inside.
+        """Fork the calling process into the crate, where nothing lives yet: the pid in the parent, its own; 0 inside.
 
         In the child the calling thread is the only one; it is in the crate's cgroup and namespaces
         but not yet confined (:func:`child.confine`).
@@ -597,9 +597,20 @@ class Sandbox:
         :raises SandboxError: a step is refused, in the parent.
         """
         self.started = monotonic.nanoseconds()
+        with self.entry.opened() as files:
+            fork = self._fork_inside()
+            if fork.pid == 0:
+                clock.done("be born")
+                try:
+                    child.enter(self.entry, files, clock, joined=fork.joined, whole=fork.whole)
+                except SandboxError as error:
+                    refuse(error)
+        return fork.pid
+
+    def _fork_inside(self) -> namespaces.Fork:
         try:
             with libc.os_step("fork into the crate", "fork"):
-                pid, joined = namespaces.fork_inside(self.entry.namespaces, self.entry.cgroup)
+                return namespaces.fork_inside(self.entry.namespaces, self.entry.cgroup)
         except SandboxError as error:
             # What the kernel says where init has ended (pid_namespaces(7)), with the launcher perhaps.
             if error.errno == errno.ENOMEM:
@@ -607,13 +618,6 @@ class Sandbox:
                 if cgroup.Owner.of_process(self.init) is None:
                     raise SandboxError(error.step, syscall="fork", errno=error.errno, detail=INIT_KILLED) from None
             raise
-        if pid == 0:
-            clock.done("be born")
-            try:
-                child.enter(self.entry, clock, joined=joined)
-            except SandboxError as error:
-                refuse(error)
-        return pid
 
     def spawn(self, program: child.Program, stdio: tuple[int, int, int]) -> tuple[int, int]:
         """Start a program in the crate.

@@ -63,7 +63,7 @@ def told(
         status, pid = 1, -1
         try:
             before()
-            pid, born = namespaces.fork_inside(handles, cgroup)
+            pid, born, _ = namespaces.fork_inside(handles, cgroup)
             if pid == 0:
                 path = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
                 os.write(writing, f"{born}\n{path}\n{more()}".encode())

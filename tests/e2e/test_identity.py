@@ -247,7 +247,7 @@ def test_who_enters_for_a_program_hides_again() -> None:
         return 0
 
     program = child.Program(argv=("true",), env={}, cwd="/", user="nobody", terminal=False)
-    child.enter_as(program, entry_without_namespaces(), NOBODY, (0, 1, 2), joined=True, call=call)
+    child.enter_as(program, entry_without_namespaces(), NOBODY, (), (0, 1, 2), joined=True, call=call)
     changed = [number for number, (name, *_) in enumerate(made) if name in ("setgroups", "setresgid", "setresuid")]
     hides, keeps = ("prctl", libc.PR_SET_DUMPABLE, 0), ("prctl", libc.PR_SET_KEEPCAPS, 1)
     assert made.index(keeps) < changed[0] <= changed[-1] < made.index(hides)

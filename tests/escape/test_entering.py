@@ -89,6 +89,104 @@ def test_without_being_hidden_it_can(run_here: RunHere, without: str, before: st
     assert [name for name in caught if name.startswith(before)]
 
 
+LOOKER = textwrap.dedent("""
+    import os, sys, time
+    def text(pid, name):
+        with open(f"/proc/{pid}/{name}") as file:
+            return file.read()
+    last, end, seen = os.getpid(), time.monotonic() + 20, {"looked": 0}
+    print("ready", flush=True)
+    while time.monotonic() < end and not os.path.exists("/tmp/over"):
+        try:
+            os.kill(last + 1, 0)
+        except OSError:
+            continue
+        last += 1
+        try:
+            seen["mounts"] = text(last, "mountinfo") != text("self", "mountinfo") or seen.get("mounts", False)
+            seen["network"] = sys.argv[1] in text(last, "net/unix") or seen.get("network", False)
+            seen["looked"] += 1
+        except OSError:
+            pass  # it has ended
+    print("seen", seen, flush=True)
+""")
+
+LOOKED_THROUGH = f"""
+    import os, socket, subprocess, sys
+    import pytest
+
+    DECOY = f"pytest-crate-decoy-{{os.getpid()}}"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind("\\0" + DECOY)  # in the host's network namespace
+    LOOKER = [sys.executable, "-S", "-c", {LOOKER!r}, DECOY]
+
+    @pytest.mark.crate
+    def test_program(crate_sandbox):
+        looker = crate_sandbox.popen(LOOKER, stdout=subprocess.PIPE)
+        assert looker.stdout.readline() == "ready\\n"
+        for _ in range(2):
+            crate_sandbox.run(["true"])
+        crate_sandbox.run(["touch", "/tmp/over"])
+        print(looker.communicate()[0])
+"""
+
+SLOWLY = """
+from pytest_crate.kernel import libc, namespaces
+from pytest_crate.sandbox import child
+enter, take = child.enter, namespaces.NamespaceHandles.enter
+def slowly(entry, *args, call=libc.syscall, **keywords):
+    call("wait", "ppoll", None, 0, libc.Words((0, 300_000_000)), None, 0)
+    enter(entry, *args, call=call, **keywords)
+child.enter = slowly
+"""
+"""Who enters takes its time when it has been born."""
+
+HALF_BORN = f"""
+{SLOWLY}
+def late(entry, *args, call=libc.syscall, **keywords):
+    slowly(entry, *args, call=call, **keywords)
+    take(entry.namespaces, call=call)
+child.enter = late
+namespaces.NamespaceHandles.enter = lambda *_, **__: None
+"""
+
+HALF_FORKED = f"""
+{SLOWLY}
+bear = namespaces._bear_sibling
+def late(handles, *args):
+    joined = bear(handles, *args)
+    time.sleep(0.3)
+    take(handles)
+    return joined
+import time
+namespaces._bear_sibling = late
+namespaces.NamespaceHandles.enter = lambda *_, **__: None
+"""
+
+
+def seen_through_it(printed: str) -> dict[str, int]:
+    (seen,) = re.findall(r"^seen (.+)$", printed, re.MULTILINE)
+    return dict(ast.literal_eval(seen))
+
+
+@WAYS
+def test_nothing_of_the_hosts_is_seen_through_it(run_here: RunHere, without: str, before: str) -> None:
+    """What /proc shows of a process to those who may not trace it, its network and its mounts, are the crate's from
+    when it can be seen there at all."""
+    printed = run_here(LOOKED_THROUGH, without=f"{without or 'pass'}\n{SLOWLY}")
+    seen = seen_through_it(printed)
+    assert seen.pop("looked") >= 2, printed
+    assert seen == {"mounts": False, "network": False}
+
+
+@pytest.mark.parametrize("without", [HALF_BORN, f"{FORKED}\n{HALF_FORKED}"], ids=["born", "forked"])
+def test_half_inside_it_shows_the_hosts(run_here: RunHere, without: str) -> None:
+    """Born in the crate's PID namespace alone, it shows both."""
+    seen = seen_through_it(run_here(LOOKED_THROUGH, without=without))
+    assert seen.pop("looked") >= 2
+    assert seen == {"mounts": True, "network": True}
+
+
 KEEPER = textwrap.dedent("""
     import os, time
     def lives(pid):
