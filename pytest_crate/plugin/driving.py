@@ -14,6 +14,7 @@ from pytest_crate.plugin.conductor import CONDUCTOR, CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.rider import RIDER
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
+from pytest_crate.sandbox.sandbox import LauncherEnded
 
 
 class Driver:
@@ -84,5 +85,12 @@ class Driver:
         return made
 
     def _close(self, made: CrateSandbox) -> None:
-        result = made.close()
+        lost = ""
+        try:
+            result = made.close()
+        except LauncherEnded as error:
+            lost, result = f"crate: {error}", made.close()
         self._item.stash.setdefault(DRIVEN, []).append((made.spec, result, made.stderr_tail))
+        if lost:
+            # What it ran was killed: a test that doesn't look at how that ended is not to pass.
+            pytest.fail(lost, pytrace=False)

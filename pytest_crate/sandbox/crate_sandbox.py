@@ -338,21 +338,42 @@ class CrateSandbox:
     # -- the end ---------------------------------------------------------------------------------
 
     def close(self) -> CrateResult:
-        """Kill what runs, remove the crate and return what became of it; idempotent."""
+        """Kill what runs, remove the crate and return what became of it; idempotent.
+
+        :raises LauncherEnded: the crate had ended before, with its launcher, and nobody knows how its programs did; the
+            next call returns what is known.
+        """
         if self._result is None:
-            watched = self._sandbox.watch()
-            self._exceeded.update(watched.limits_since(NOTHING_YET))
-            usage = self._sandbox.close()
-            for program in self._programs[:]:  # another thread may be in run()
-                program.close()
-            self._lent.close()
-            self._result = CrateResult(
-                name=self.name,
-                usage=usage,
-                exceeded=tuple(limit for limit in _ORDER if limit in self._exceeded),
-                exit=self._exit,
-            )
+            self._result, lost = self._end()
+            if lost:
+                raise LauncherEnded("close the crate", detail=ENDED)
         return self._result
+
+    def _end(self) -> tuple[CrateResult, bool]:
+        """End the crate; return what became of it, and whether its launcher had ended before."""
+        lost = False
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._lent.close)
+            ending.callback(self._close_programs)
+            ending.callback(self._sandbox.close)
+            try:
+                watched = self._sandbox.watch()
+                self._sandbox.verify_alive()
+            except LauncherEnded:
+                lost = True
+            else:
+                self._exceeded.update(watched.limits_since(NOTHING_YET))
+        result = CrateResult(
+            name=self.name,
+            usage=self._sandbox.close(),
+            exceeded=tuple(limit for limit in _ORDER if limit in self._exceeded),
+            exit=self._exit,
+        )
+        return result, lost
+
+    def _close_programs(self) -> None:
+        for program in self._programs[:]:  # another thread may be in run()
+            program.close()
 
     @property
     def stderr_tail(self) -> bytes:

@@ -364,16 +364,25 @@ class Engine:
             raise
 
     def _create(self, spec: CrateSpec, operations: Sequence[mounts.Operation], *, timed: bool) -> Sandbox:
-        with self._lock, _signals_held() as mask:
-            design = self._design_of(spec, operations)
-            number = self._take_prepared(design)
+        number: int | None = None
+        descriptors: list[int] = []
+        try:
+            with self._lock, _signals_held() as mask:
+                design = self._design_of(spec, operations)
+                number = self._take_prepared(design)
+                if number is not None:
+                    answer, descriptors = self._answer_of(number, mask)
+                # What stood in the way of one made ahead may be gone.
+                if number is None or "init" not in answer:
+                    number = self._begin(self._start(), design)
+                    answer, descriptors = self._answer_of(number, mask)
+                launcher = self._pid
+        except BaseException:
+            # The handler of a signal that was held has raised, or the launcher can't be heard: nobody knows the crate.
+            _close(descriptors)
             if number is not None:
-                answer, descriptors = self._answer_of(number, mask)
-            # What stood in the way of one made ahead may be gone.
-            if number is None or "init" not in answer:
-                number = self._begin(self._start(), design)
-                answer, descriptors = self._answer_of(number, mask)
-            launcher = self._pid
+                self._give_up(number)
+            raise
         if "sandbox_error" in answer:
             raise SandboxError.from_json(answer["sandbox_error"])
         if "host_error" in answer:
@@ -409,10 +418,13 @@ class Engine:
                 sandbox.set_deadline(monotonic.seconds() + spec.timeout_usec / 1e6)
             except BaseException:
                 sandbox.release()
-                with self._lock, _signals_held():
-                    self._discard(number)  # nobody else knows it
+                self._give_up(number)  # nobody else knows it
                 raise
         return sandbox
+
+    def _give_up(self, number: int) -> None:
+        with self._lock, _signals_held():
+            self._discard(number)
 
     def _is_rootless(self) -> bool:
         return self._enforcement is not None and self._enforcement.rootless
@@ -687,13 +699,12 @@ class Sandbox:
             self.release()
             if self._levels is None:
                 self.note_levels()
-            try:
+            usage = Usage()
+            with contextlib.suppress(LauncherEnded):
                 if not self._group.known_empty():
                     self._ask("end")
                 usage = self._group.usage()
                 self._engine.tell({"request": "remove", "crate": self._number}, launcher=self._launcher)
-            except LauncherEnded:
-                usage = Usage()
             self._closed = self._timed(usage)
         return self._closed
 

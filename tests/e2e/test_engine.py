@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -233,10 +234,61 @@ def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatc
             start(crate, "true")
     with pytest.raises(LauncherEnded):
         start(crate, "true")
-    crate.close()
+    with pytest.raises(LauncherEnded):
+        crate.close()
     another = crate_of(engine)
     assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
     another.close()
+
+
+def test_a_signal_that_is_held_while_a_crate_is_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its handler raises, nobody gets the crate, and nothing of it is left."""
+
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    crate_of(engine).close()
+    before, answer_of = descriptors(), engine._answer_of  # noqa: SLF001 - in the midst of it
+
+    def answered(number: int, mask: set[int]) -> object:
+        answer = answer_of(number, mask)
+        os.kill(os.getpid(), signal.SIGALRM)
+        return answer
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_answer_of", answered)
+            with pytest.raises(Alarm):
+                crate_of(engine)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert descriptors() == before
+    launcher = launcher_of(engine)
+    start(another := crate_of(engine), "true")  # what is asked after the removal is answered after it
+    inits = [child.name() for child in launcher.children() if child.name() == "crate-init"]
+    another.close()
+    assert len(inits) == 1
+
+
+def test_what_was_used_is_known_where_the_launcher_dies_at_the_very_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been read by then."""
+    sandbox = sandbox_of(engine)
+    assert CrateSandbox(sandbox, SPEC, name="crate").run(["true"], cwd="/").returncode == 0
+    tell = engine.tell
+
+    def tell_nobody(message: Mapping[str, object], *, launcher: int) -> None:
+        launcher_of(engine).kill()
+        psutil.Process(launcher).wait()
+        tell(message, launcher=launcher)
+
+    monkeypatch.setattr(engine, "tell", tell_nobody)
+    assert sandbox.close().memory_peak_bytes
 
 
 def test_many_programs_on_pytests_own_streams(engine: Engine) -> None:

@@ -262,6 +262,37 @@ def test_other_tests_are_unharmed_by_a_dead_launcher(pytester: pytest.Pytester, 
     assert "INTERNALERROR" not in run.text
 
 
+@pytest.mark.parametrize("closed", ["", "with pytest.raises(SandboxError): crate_sandbox.close()"])
+def test_a_test_does_not_pass_where_its_launcher_was_killed(
+    pytester: pytest.Pytester, run_inner: RunInner, closed: str
+) -> None:
+    """Not even one that only starts programs, and does not look at how they ended."""
+    pytester.makepyfile(
+        f"""
+        import os, subprocess, psutil, pytest
+        from pytest_crate import SandboxError
+        @pytest.mark.crate
+        def test_starts(crate_sandbox):
+            server = crate_sandbox.popen(["sleep", "100"], stdin=subprocess.DEVNULL)
+            (launcher,) = [each for each in psutil.Process().children() if each.name() == "crate-launcher"]
+            launcher.kill()
+            assert server.wait() == -9
+            {closed or "pass"}
+        @pytest.mark.crate
+        def test_goes_on(crate_sandbox):
+            assert crate_sandbox.run(["true"]).returncode == 0
+        """
+    )
+    run = run_inner("-rA")
+    assert run.of("test_goes_on", "call")["outcome"] == "passed"
+    if closed:  # it has been told
+        assert run.of("test_starts", "teardown")["outcome"] == "passed"
+    else:
+        told = run.of("test_starts", "teardown")
+        assert told["outcome"] == "failed"
+        assert told["longrepr"] == "crate: close the crate: it ended, and every crate with it"
+
+
 @pytest.mark.parametrize(
     "message",
     [
