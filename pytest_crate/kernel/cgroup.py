@@ -70,6 +70,9 @@ class Cgroup(Protocol):
     def known_empty(self) -> bool:
         """Tell whether nothing can be charged to it any more: no task is inside, not even a zombie. Cheap."""
 
+    def full(self) -> bool:
+        """Tell whether it has as many tasks as it may; who moves there is let in all the same (pids.rst). Cheap."""
+
     def events(self) -> Events:
         """Return how often the limits have been met so far; cheap."""
 
@@ -170,6 +173,9 @@ class _NoCgroup:
         return False
 
     def known_empty(self) -> bool:
+        return False
+
+    def full(self) -> bool:
         return False
 
     def events(self) -> Events:

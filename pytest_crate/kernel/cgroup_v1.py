@@ -15,6 +15,7 @@ from pytest_crate.kernel.cgroupfs import (
     MissingLimit,
     Refusal,
     explain_refusal,
+    is_full_of_tasks,
     kill_processes,
     make_directory,
     make_leaf,
@@ -130,6 +131,11 @@ class CgroupV1:
         # Every task enters all hierarchies, and can leave none.
         tasks = self._number("pids", "pids.current")
         return not self.populated() if tasks is None else tasks == 0
+
+    def full(self) -> bool:
+        """Tell whether it has as many tasks as it may."""
+        directory = self._directories.get("pids")
+        return directory is not None and is_full_of_tasks(directory)
 
     def events(self) -> Events:
         """Return how often the limits have been met so far."""

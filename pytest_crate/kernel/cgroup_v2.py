@@ -16,6 +16,7 @@ from pytest_crate.kernel.cgroupfs import (
     MissingLimit,
     Refusal,
     explain_refusal,
+    is_full_of_tasks,
     kill_processes,
     make_directory,
     make_leaf,
@@ -112,6 +113,10 @@ class CgroupV2:
         """Tell whether no task is inside, or in a control group below."""
         tasks = read_number(f"{self.directory}/pids.current")
         return not self.populated() if tasks is None else tasks == 0
+
+    def full(self) -> bool:
+        """Tell whether it has as many tasks as it may."""
+        return is_full_of_tasks(self.directory)
 
     def events(self) -> Events:
         """Return how often the limits have been met so far."""

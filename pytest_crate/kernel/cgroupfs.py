@@ -148,12 +148,24 @@ def read_number(path: str) -> int | None:
     :raises SandboxError: it holds something else.
     """
     text = read_text(path)
-    if text is None:
-        return None
+    return None if text is None else _number(text, path)
+
+
+def _number(text: str, path: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise malformed(path, text) from None
+
+
+def is_full_of_tasks(directory: str) -> bool:
+    """Tell whether a control group has as many tasks as its own limit allows (pids.rst).
+
+    :raises SandboxError: its files hold what is no number.
+    """
+    path = f"{directory}/pids.max"
+    most, tasks = read_text(path), read_number(f"{directory}/pids.current")
+    return most is not None and most.strip() != "max" and tasks is not None and tasks >= _number(most, path)
 
 
 def read_table(path: str) -> dict[str, int]:

@@ -33,6 +33,7 @@ from pytest_crate.sandbox.program import (
     verify_path,
     verify_variables,
 )
+from pytest_crate.sandbox.programs import FULL
 from pytest_crate.sandbox.sandbox import ENDED, NOTHING_YET, LauncherEnded, Sandbox
 from pytest_crate.spec import CrateSpec, format_size
 from pytest_crate.usage import Usage
@@ -116,6 +117,8 @@ class CrateSandbox:
                 self._sandbox, program, stdin=stdin, stdout=stdout, stderr=stderr, text=text, lent=self._lent
             )
         except SandboxError as error:
+            if error.detail == FULL:
+                self._exceeded.add("pids")
             # Without the frames of the engine's, which asked the launcher.
             raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
         self._programs.append(started)

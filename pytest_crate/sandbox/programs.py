@@ -20,6 +20,8 @@ from pytest_crate.sandbox.crate import Crate
 
 INIT_KILLED = "the crate's init was killed"
 """Why nothing can be born in a crate."""
+FULL = "the crate has as many tasks as its pids limit allows"
+"""Why nothing more can be."""
 
 WaitEntered = Callable[[int, int, str], None]
 """Waits for the word of a process that enters a crate: its pid, the descriptor that it comes on, the step."""
@@ -47,6 +49,8 @@ class Programs:
         step = f"run {program.argv[0]}"
         if crate.timed_out:
             raise SandboxError(step, detail="the crate was killed at its timeout")
+        if crate.cgroup.full():  # the kernel lets in who moves there, as a program does where it can't be born there
+            raise SandboxError(step, detail=FULL)
         pid = self._begin(crate, step, program, child.who_is(program.user, crate.root), stdio)
         self._alive[pid] = crate, telling
         crate.programs.add(pid)
@@ -60,7 +64,7 @@ class Programs:
             try:
                 pid = child.bear_program(program, crate.entry, who, stdio, birth)
             except SandboxError as error:
-                if error.syscall == "clone3":
+                if error.syscall == "clone3" and error.errno != errno.EAGAIN:
                     # It can't be born in its control group, and enters it as it does where there is no clone3.
                     crate.entry = dataclasses.replace(crate.entry, cgroup=None)
                     return self._bear(crate, step, program, who, stdio)
@@ -144,6 +148,8 @@ def _fork_inside(crate: Crate, step: str) -> namespaces.Fork:
 
 def _no_birth(error: SandboxError, crate: Crate, step: str) -> SandboxError:
     """Return why nothing was born in a crate."""
+    if error.errno == errno.EAGAIN and crate.cgroup.full():
+        return SandboxError(step, detail=FULL)
     # ENOMEM if the crate's init has ended: nothing can be born in its namespace (pid_namespaces(7)).
     if error.errno == errno.ENOMEM and processes.has_ended(crate.init):
         return SandboxError(step, syscall="fork", errno=error.errno, detail=INIT_KILLED)

@@ -214,6 +214,33 @@ def test_fork_bomb_fails_at_once(run_crated: RunCrated) -> None:
     assert "ERROR" not in run.short_summary
 
 
+@pytest.mark.needs("pids limit")
+def test_programs_are_no_more_than_the_limit(run_crated: RunCrated) -> None:
+    """One that a test starts beyond the limit on tasks is refused, however it gets into its control group."""
+    run = run_crated("""
+        import subprocess
+        import pytest
+        from pytest_crate import SandboxError
+
+        @pytest.mark.crate(pids=2)
+        def test_drives(crate_sandbox):
+            start = lambda: crate_sandbox.popen(["sleep", "100"], stdin=subprocess.DEVNULL)
+            first, _ = start(), start()
+            assert crate_sandbox.usage.pids_max_events == 0
+            for _ in range(3):
+                with pytest.raises(SandboxError, match="^run sleep: the crate has as many tasks as its pids limit"):
+                    start()
+            assert len(crate_sandbox.processes()) == 2
+            first.kill()
+            first.wait()
+            start()
+            result = crate_sandbox.close()
+            assert result.exceeded == ("pids",)
+            assert result.usage.pids_peak == 2
+    """)
+    assert run.all_passed(), run.text
+
+
 # The time is up when the body holds what it is to hold, and not before.
 LEVELS = f"""
     import time

@@ -340,7 +340,7 @@ def test_no_cgroup_holds_and_knows_nothing() -> None:
     cgroup.kill()
     cgroup.remove()
     assert (cgroup.directory, cgroup.enter_files) == (None, ())
-    assert (cgroup.pids(), cgroup.populated()) == ((), False)
+    assert (cgroup.pids(), cgroup.populated(), cgroup.full()) == ((), False, False)
     assert cgroup.events() == Events(oom_kills=None, pids_max=None)
     assert cgroup.usage() == Usage()
 

@@ -123,6 +123,21 @@ def test_refused_limit_is_an_error(tmp_path: Path) -> None:
     assert (caught.value.path, caught.value.errno) == (f"{tmp_path}/pids.max", errno.ENOENT)
 
 
+@pytest.mark.parametrize(
+    ("files", "full"),
+    [
+        ({"pids.max": "2\n", "pids.current": "1\n"}, False),
+        ({"pids.max": "2\n", "pids.current": "2\n"}, True),
+        ({"pids.max": "2\n", "pids.current": "3\n"}, True),
+        ({"pids.max": "max\n", "pids.current": "3\n"}, False),
+        ({}, False),
+    ],
+)
+def test_full_of_tasks(tmp_path: Path, files: dict[str, str], full: bool) -> None:
+    """It is with as many as its limit says, or more, and never without a limit."""
+    assert leaf(tmp_path, files=files).full() is full
+
+
 def test_populated_is_the_kernels_word(tmp_path: Path) -> None:
     """``populated`` counts processes that our pid namespace hides, too; a removed control group has none."""
     cgroup = leaf(tmp_path, files={"cgroup.events": "populated 1\nfrozen 0\n", "cgroup.procs": "0\n"})
