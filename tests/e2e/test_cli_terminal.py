@@ -259,6 +259,7 @@ def test_a_program_that_ends_in_the_background(start: Start, tmp_path: Path) -> 
     _await(lambda: os.tcgetpgrp(session.master) == session.process.pid)
     (tmp_path / "end").touch()
     assert session.ends() == 0
+    assert termios.tcgetattr(session.slave) == session.settings
 
 
 def test_a_stop_restores_the_terminal(start: Start) -> None:
