@@ -11,6 +11,7 @@ import operator
 import os
 import selectors
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import monotonic, status_flags
+from pytest_crate.kernel import monotonic, read_only, status_flags
 from pytest_crate.result import Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.sandbox import Sandbox
@@ -164,7 +165,7 @@ class CratePopen:
     def _connect(self, name: str, number: int, given: int | IO[Any] | None, theirs: Sequence[int]) -> int:
         """Return the program's end of one of its three streams; keep ours, if there is one."""
         if given is None:
-            return os.dup(number)
+            return _lent(number)
         if given == subprocess.DEVNULL:
             return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if given == subprocess.STDOUT:
@@ -172,7 +173,7 @@ class CratePopen:
                 raise ValueError(f"{name} can't be STDOUT: only stderr can be where stdout is")
             return os.dup(theirs[1])
         if given != subprocess.PIPE:
-            return os.dup(given if isinstance(given, int) else given.fileno())
+            return _lent(given if isinstance(given, int) else given.fileno())
         reading, writing = os.pipe2(os.O_CLOEXEC)
         ours, other = (writing, reading) if name == "stdin" else (reading, writing)
         stream: IO[Any] = open(ours, "wb" if name == "stdin" else "rb", buffering=-1)  # noqa: SIM115
@@ -381,6 +382,14 @@ class CratePopen:
         self._close_streams()
         if kind is None:
             self.wait()
+
+
+def _lent(descriptor: int) -> int:
+    """Return a descriptor of a file, for a program to have."""
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise ValueError("a directory can't be a program's stream: all that is below it could be reached by it")
+    reopened = read_only.reopened(descriptor)
+    return os.dup(descriptor) if reopened is None else reopened
 
 
 def end_after(timeout: float | None) -> float | None:

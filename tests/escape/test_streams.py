@@ -108,3 +108,47 @@ def test_flags_of_a_stream_are_set_back(run_here: RunHere, which: str, args: tup
     assert "3 passed" in printed, printed
     assert printed.count("a body") == printed.count("a test on the host") == 1
     assert "failed" not in printed
+
+
+WRITE = """
+import contextlib, os, sys
+assert os.read(0, 100) == b"second line"
+with contextlib.suppress(OSError):
+    with open("/proc/self/fd/0", "ab") as file:
+        file.write(b"written")
+with contextlib.suppress(OSError):
+    os.fchmod(0, 0o4755)
+"""
+GIVEN = f"""
+    import os, subprocess, sys
+    import pytest
+
+    @pytest.mark.crate
+    def test_program(crate_sandbox):
+        with open("given", "rb", buffering=0) as given:
+            assert given.readline() == b"first line\\n"
+            command = [sys.executable, "-S", "-c", {WRITE!r}]
+            assert crate_sandbox.popen(command, stdin=given, stdout=subprocess.DEVNULL).wait(20) == 0
+
+    @pytest.mark.crate
+    def test_directory(crate_sandbox, tmp_path):
+        directory = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(ValueError, match="a directory can't be a program's stream"):
+            crate_sandbox.popen(["true"], stdin=directory)
+        os.close(directory)
+"""
+
+
+@pytest.mark.parametrize(
+    "without", ["", "from pytest_crate.kernel import read_only; read_only.reopened = lambda _: None"]
+)
+def test_a_file_that_is_given_to_be_read(run_here: RunHere, pytester: pytest.Pytester, without: str) -> None:
+    """It is read from where it was, and can't be written to, nor its mode changed; without that protection it can. A
+    directory is refused."""
+    given = pytester.path / "given"
+    given.write_text("first line\nsecond line")
+    given.chmod(0o644)
+    printed = run_here(GIVEN, without=without)
+    assert "2 passed" in printed, printed
+    changed = (given.read_text(), stat.S_IMODE(given.stat().st_mode)) != ("first line\nsecond line", 0o644)
+    assert changed is bool(without)
