@@ -20,7 +20,7 @@ from pytest_crate.result import CrateResult, Exit
 from pytest_crate.sandbox import host_view, rootfs
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 from pytest_crate.sandbox.program import ProgramNotFound
-from pytest_crate.sandbox.sandbox import Engine
+from pytest_crate.sandbox.sandbox import Engine, LauncherEnded
 from pytest_crate.spec import CrateSpec
 
 # As in docker-run(1), and in shells.
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         sandbox = engine.create(spec, rootfs.plan_root(spec, view, rootfs=directory), timed=True)
         stack.callback(sandbox.release)
         crate = CrateSandbox(sandbox, spec, name="run")
-        stack.callback(crate.close)
+        stack.callback(_end, crate)
         argv = command if command is not None else [_shell(crate)]
         try:
             ended = run_in_foreground(crate, sandbox, argv)
@@ -131,6 +131,11 @@ def _run(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
         result = dataclasses.replace(crate.close(), exit=ended)
     _tell(arguments, spec, result)
     return status
+
+
+def _end(crate: CrateSandbox) -> None:
+    with contextlib.suppress(LauncherEnded):  # what is raised already has said so
+        crate.close()
 
 
 def _shell(crate: CrateSandbox) -> str:

@@ -349,7 +349,7 @@ class CrateSandbox:
         if self._result is None:
             self._result, lost = self._end()
             if lost:
-                raise LauncherEnded("close the crate", detail=ENDED)
+                raise LauncherEnded("ask the launcher", detail=ENDED)
         return self._result
 
     def _end(self) -> tuple[CrateResult, bool]:

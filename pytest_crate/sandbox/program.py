@@ -146,6 +146,7 @@ class CratePopen:
         self._noting = threading.RLock()
         self._text = text
         self._lent = lent
+        self._reopened: list[read_only.Reopened] = []
         theirs: list[int] = []
         try:
             for name, number, given in (("stdin", 0, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
@@ -157,6 +158,7 @@ class CratePopen:
             self.pid, self._status = sandbox.spawn(program, (theirs[0], theirs[1], theirs[2]))
         except BaseException:
             self._close_streams()
+            self._take_back()
             raise
         finally:
             for descriptor in theirs:
@@ -165,7 +167,7 @@ class CratePopen:
     def _connect(self, name: str, number: int, given: int | IO[Any] | None, theirs: Sequence[int]) -> int:
         """Return the program's end of one of its three streams; keep ours, if there is one."""
         if given is None:
-            return _lent(number)
+            return self._lend(number)
         if given == subprocess.DEVNULL:
             return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if given == subprocess.STDOUT:
@@ -173,7 +175,7 @@ class CratePopen:
                 raise ValueError(f"{name} can't be STDOUT: only stderr can be where stdout is")
             return os.dup(theirs[1])
         if given != subprocess.PIPE:
-            return _lent(given if isinstance(given, int) else given.fileno())
+            return self._lend(given if isinstance(given, int) else given.fileno())
         reading, writing = os.pipe2(os.O_CLOEXEC)
         ours, other = (writing, reading) if name == "stdin" else (reading, writing)
         stream: IO[Any] = open(ours, "wb" if name == "stdin" else "rb", buffering=-1)  # noqa: SIM115
@@ -182,8 +184,24 @@ class CratePopen:
         setattr(self, name, stream)
         return other
 
+    def _lend(self, descriptor: int) -> int:
+        """Return a descriptor of a file, for the program to have."""
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise ValueError("a directory can't be a program's stream: all that is below it could be reached by it")
+        reopened = read_only.Reopened.of(descriptor)
+        if reopened is None:
+            return os.dup(descriptor)
+        self._reopened.append(reopened)
+        return os.dup(reopened.descriptor)
+
+    def _take_back(self) -> None:
+        """Have what was lent as it would be if it had been given itself: pytest may go on with it."""
+        self._lent.restore()
+        while self._reopened:
+            self._reopened.pop().close()
+
     def _end(self, exit_: Exit) -> None:
-        self._lent.restore()  # pytest may write there before the crate's end
+        self._take_back()
         self.exit = exit_
         self.returncode = exit_.returncode if exit_.returncode is not None else -signal.SIGKILL
         os.close(self._status)
@@ -368,7 +386,7 @@ class CratePopen:
     def close(self) -> None:
         """Close the streams; the program, if it still runs, ends with its crate."""
         self._close_streams()
-        self._lent.restore()
+        self._take_back()
         with self._noting:
             if self.returncode is None:
                 self._end(Exit())
@@ -382,14 +400,6 @@ class CratePopen:
         self._close_streams()
         if kind is None:
             self.wait()
-
-
-def _lent(descriptor: int) -> int:
-    """Return a descriptor of a file, for a program to have."""
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        raise ValueError("a directory can't be a program's stream: all that is below it could be reached by it")
-    reopened = read_only.reopened(descriptor)
-    return os.dup(descriptor) if reopened is None else reopened
 
 
 def end_after(timeout: float | None) -> float | None:

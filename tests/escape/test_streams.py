@@ -129,6 +129,7 @@ GIVEN = f"""
             assert given.readline() == b"first line\\n"
             command = [sys.executable, "-S", "-c", {WRITE!r}]
             assert crate_sandbox.popen(command, stdin=given, stdout=subprocess.DEVNULL).wait(20) == 0
+            assert given.tell() == 22
 
     @pytest.mark.crate
     def test_directory(crate_sandbox, tmp_path):
@@ -140,11 +141,11 @@ GIVEN = f"""
 
 
 @pytest.mark.parametrize(
-    "without", ["", "from pytest_crate.kernel import read_only; read_only.reopened = lambda _: None"]
+    "without", ["", "from pytest_crate.kernel import read_only; read_only.Reopened.of = lambda _: None"]
 )
 def test_a_file_that_is_given_to_be_read(run_here: RunHere, pytester: pytest.Pytester, without: str) -> None:
-    """It is read from where it was, and can't be written to, nor its mode changed; without that protection it can. A
-    directory is refused."""
+    """It is read from where it was, up to where the program stops, and can't be written to, nor its mode changed;
+    without that protection it can. A directory is refused."""
     given = pytester.path / "given"
     given.write_text("first line\nsecond line")
     given.chmod(0o644)

@@ -290,7 +290,7 @@ def test_a_test_does_not_pass_where_its_launcher_was_killed(
     else:
         told = run.of("test_starts", "teardown")
         assert told["outcome"] == "failed"
-        assert told["longrepr"] == "crate: close the crate: it ended, and every crate with it"
+        assert told["longrepr"] == "crate: ask the launcher: it ended, and every crate with it"
 
 
 @pytest.mark.parametrize(
