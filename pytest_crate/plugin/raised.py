@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 
-from pytest_crate.plugin import transfer
+from pytest_crate.plugin import classes, transfer
 
 _MAX_EXCEPTIONS = 50  # in a chain, or a group, or all of them together; the rest is cut
 
@@ -35,7 +34,7 @@ def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:
             arguments = (error.errno, error.strerror, error.filename)  # its args are the first two
     packed: dict[str, Any] = {
-        "classes": [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__],
+        "classes": [classes.name_of(kind) for kind in type(error).__mro__],
         "text": transfer.to_text(error),
         "arguments": list(arguments) if all(isinstance(each, _PLAIN) for each in arguments) else None,
         "suppress": error.__suppress_context__,
@@ -76,36 +75,50 @@ def _unpack(packed: Mapping[str, Any], left: list[int]) -> BaseException:
 
 
 def _rebuilt(packed: Mapping[str, Any], group: list[BaseException] | None) -> BaseException:
-    text = str(packed["text"])
-    arguments = (text,) if packed["arguments"] is None else tuple(packed["arguments"])
-    own = str(packed["classes"][0])
-    for name in packed["classes"]:
-        kind = _find(str(name))
+    arguments = None if packed["arguments"] is None else tuple(packed["arguments"])
+    grouped = (str(packed["message"]), group) if group else None
+    return rebuilt([str(name) for name in packed["classes"]], str(packed["text"]), arguments, grouped)
+
+
+def rebuilt(
+    names: Sequence[str],
+    text: str,
+    arguments: tuple[Any, ...] | None = None,
+    grouped: tuple[str, list[BaseException]] | None = None,
+) -> BaseException:
+    """Return an exception of a class, or of one that stands for it, with that text.
+
+    :param names: :func:`classes.name_of` of the class, and of those above it.
+    :param arguments: its own; the text if they aren't known.
+    :param grouped: those of a group.
+    :raises ValueError: none of them is known.
+    """
+    for name in names:
+        kind = _OUTCOMES.get(name) or classes.find(name, BaseException)
         if kind is None:
             continue
-        given = (str(packed["message"]), group) if group and issubclass(kind, BaseExceptionGroup) else arguments
+        given: tuple[Any, ...] = (text,) if arguments is None else arguments
+        if grouped is not None and issubclass(kind, BaseExceptionGroup):
+            given = grouped
         # A class of the user's may ask for what only its constructor's caller knows: then the next one stands for it.
         with contextlib.suppress(Exception):
             error = _made(kind, given, text)
-            if name != own or transfer.to_text(error) != text:
-                error = _made(_stand_in(kind, own, text), given, text)
+            if name != names[0] or not _says(error, text):
+                error = _made(_stand_in(kind, names[0], text), given, text)
             return error
-    raise ValueError(f"{own} is no exception")
+    raise ValueError(f"{names[:1]} is no exception")
 
 
-def _find(name: str) -> type[BaseException] | None:
-    if name in _OUTCOMES:
-        return _OUTCOMES[name]
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+def _says(error: BaseException, text: str) -> bool:
+    try:
+        return transfer.shortened(str(error)) == text
+    except BaseException:  # noqa: BLE001 - a class of the user's may raise anything, and would for who asks later
+        return False
 
 
 def _made(kind: type[BaseException], arguments: tuple[Any, ...], text: str) -> BaseException:
-    # Not its constructor, which may do anything.
-    error = kind.__new__(kind, *arguments)
+    # Neither its constructor nor what it has for a __new__, which may do anything.
+    error: BaseException = classes.made_of(kind).__new__(kind, *arguments)
     error.args = arguments[:2] if isinstance(error, OSError) and len(arguments) == 3 else arguments
     if isinstance(error, tuple(_OUTCOMES.values())):
         cast("Any", error).msg, cast("Any", error).pytrace = text, True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import private, raised, transfer
+from pytest_crate.plugin import private, raised, transfer, warned
 from pytest_crate.plugin.body import STACKS_SIGNAL, Body
 from pytest_crate.plugin.imports import ImportTimes
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -55,7 +55,7 @@ class Rider:
         self._interplay = interplay
         self._pipe: ReportPipe
         self._imports = ImportTimes()
-        self._warnings = transfer.WarningCollector()
+        self._warnings = warned.WarningCollector()
         self._phase_report: pytest.TestReport | None = None
         self._failed = self._gone_through = False
         self._shows_fixtures = False

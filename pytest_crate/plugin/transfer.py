@@ -1,32 +1,23 @@
-"""Reports and warnings as builtins, so that they can cross from a crate to pytest."""
+"""Reports as builtins, so that they can cross from a crate to pytest."""
 
 from __future__ import annotations
 
-import linecache
 import math
-import os
-import stat
 import sys
-import tracemalloc
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from pytest_crate.plugin import private
 from pytest_crate.sandbox import wire
 
-Class = TypeVar("Class")
-
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
 
 _DRAWN = "crate_drawn"
 _MAX_NAME = 500  # a longer text is a message
-_MAX_WARNING = 1 << 16  # pytest's summary puts all warnings together in its memory
-_MAX_SOURCE_BYTES = 1 << 20
 _MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
 
 
@@ -35,7 +26,7 @@ def to_builtins(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        return _shortened(value)
+        return shortened(value)
     if isinstance(value, Mapping):
         return {str(key): to_builtins(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -50,8 +41,8 @@ def to_text(value: object) -> str:
 
 def _described(value: object, describe: Callable[[object], str]) -> str:
     try:
-        return _shortened(describe(value))
-    except Exception as error:  # noqa: BLE001 - a user's __repr__ may do anything
+        return shortened(describe(value))
+    except BaseException as error:  # noqa: BLE001 - a user's __repr__ may do anything
         return f"<{type(value).__name__} object, whose {describe.__name__} raised {type(error).__name__}>"
 
 
@@ -78,7 +69,8 @@ def encodable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def _shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
+def shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
+    """Return a text that is no longer than that: its middle is cut."""
     # Lone surrogates survive JSON's escapes; str subclasses don't matter here.
     if len(text) <= most:
         return str(text)
@@ -99,7 +91,7 @@ def fitted(message: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
 
 def _cut(value: Any, texts: int, items: int) -> Any:
     if isinstance(value, str):
-        return _shortened(value, texts)
+        return shortened(value, texts)
     if isinstance(value, dict):
         return {key: _cut(item, texts, items) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -245,97 +237,3 @@ def pack_values(values: Mapping[str, object]) -> dict[str, Any]:
 def unpack_values(packed: Mapping[str, Any]) -> dict[str, object]:
     """Return the values that :func:`pack_values` packed."""
     return {name: Path(data["path"]) if "path" in data else data["value"] for name, data in packed.items()}
-
-
-class WarningCollector:
-    """In a crate: keeps what is warned, with its source, until it is taken for pytest."""
-
-    def __init__(self) -> None:
-        self._log: list[warnings.WarningMessage] = []
-
-    def start(self) -> None:
-        """Keep what is warned from now on in this process."""
-        # Not warnings.showwarning: it is not told the source. The process ends in here, so nothing is restored.
-        self._log = warnings.catch_warnings(record=True).__enter__()
-
-    def take(self) -> list[dict[str, Any]]:
-        """Return what was warned since the last call, as builtins."""
-        taken = list(self._log)
-        del self._log[: len(taken)]
-        return [_pack_warning(warning) for warning in taken]
-
-
-def _pack_warning(warning: warnings.WarningMessage) -> dict[str, Any]:
-    packed = {
-        "text": to_builtins(to_text(warning.message)),
-        "module": warning.category.__module__,
-        "name": warning.category.__qualname__,
-        "filename": warning.filename,
-        "lineno": warning.lineno,
-        # Read where the test runs: it may have named any file, and one of the host's is not to be shown.
-        "line": to_builtins(_line_of(warning)),
-    }
-    if warning.source is not None:
-        allocated = tracemalloc.get_object_traceback(warning.source)
-        packed["allocated"] = [] if allocated is None else to_builtins(allocated.format())
-    return packed
-
-
-def _line_of(warning: warnings.WarningMessage) -> str:
-    if warning.line is None and is_source(warning.filename):
-        return linecache.getline(warning.filename, warning.lineno).strip()
-    return (warning.line or "").strip()
-
-
-class _Source:
-    """Stands for the object that a warning of a crate is about, such as an open file."""
-
-
-def show_warning(data: Mapping[str, Any]) -> None:
-    """In pytest: show a warning of a crate as if it had been raised here, past any filter."""
-    category = _find_class(data["module"], data["name"], Warning)
-    message = _rebuilt(category, _shortened(data["text"], _MAX_WARNING))
-    path, number = str(data["filename"]), int(data["lineno"])
-    allocated = data.get("allocated")
-    # Whoever formats a warning without a line reads the file, whatever that is.
-    line = _shortened(str(data["line"]), _MAX_WARNING)
-    if allocated:
-        # pytest would look for it in its own memory. It shows the line of the source, and then this.
-        line = "\n".join([line, "", "Object allocated at:", *allocated])
-    source = _Source() if allocated == [] else None
-    shown = warnings.WarningMessage(message, category, path, number, line=line, source=source)
-    private.show_warning_message(shown)
-
-
-def is_source(path: str) -> bool:
-    """Whether a file may be read to show a line of it.
-
-    A test may name anything, a pipe or a file without end, which nobody should wait for or hold.
-    """
-    if path in linecache.cache:
-        return True
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE_BYTES
-
-
-def _find_class(module: str, qualname: str, base: type[Class]) -> type[Class]:
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        found = getattr(found, name, None)
-    if isinstance(found, type) and issubclass(found, base):
-        return found
-    # Defined inside the test, or imported only there: its name is kept.
-    return _unknown_class(module, qualname, base)
-
-
-def _unknown_class(module: str, qualname: str, base: type[Class]) -> type[Class]:
-    return type(qualname.rpartition(".")[2], (base,), {"__module__": module, "__qualname__": qualname})
-
-
-def _rebuilt(category: type[Warning], text: str) -> Warning:
-    message = Warning.__new__(category, text)
-    message.args = (text,)
-    return message

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import pytest
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.plugin import collector, private, raised, threads, transfer
+from pytest_crate.plugin import collector, private, raised, threads, transfer, warned
 from pytest_crate.plugin.body import Body, raise_interrupt
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.echo import Echo
@@ -531,7 +531,7 @@ class Walk:
         What it holds is the word of a process that may not be trusted: it is taken apart here, and nowhere later.
         """
         for warning in message.get("warnings", ()):
-            transfer.show_warning(warning)
+            warned.show_warning(warning, abroad=hasattr(self.item.config, "workerinput"))
             if self._body.left() == 0:  # a body that warns without end
                 self._body.time_out()
         if "logged" in message:
@@ -594,7 +594,7 @@ class Walk:
             self._body.take_rest()
         self._end()
         if interrupted:
-            raise_interrupt(path if transfer.is_source(path) else f"<{path}>", line)
+            raise_interrupt(path if warned.is_source(path) else f"<{path}>", line)
         pytest.exit(reason, returncode=code)
 
 

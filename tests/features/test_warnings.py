@@ -143,3 +143,39 @@ def test_a_warning_or_an_interrupt_at_what_is_no_source(
     assert run.of("test_warns")["outcome"] == "passed"
     assert "source.py:1: UserWarning: strange" in run.text
     assert "source.py>:1: KeyboardInterrupt" in run.text
+
+
+def test_a_class_that_needs_its_constructor(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """A warning whose text is made of what only its constructor sets, as each of Pydantic's, is shown as it was."""
+    pytester.makepyfile(
+        deprecated="""
+        class Since(DeprecationWarning):
+            def __init__(self, message, *, since):
+                super().__init__(message)
+                self.message, self.since = message, since
+            def __str__(self):
+                return f"{self.message}. Deprecated since {self.since}."
+        """,
+        test_suite="""
+        import warnings
+        from deprecated import Since
+        def test_warns(): warnings.warn(Since("old", since=(2, 0)))
+        def test_fails(): assert 0
+        """,
+    )
+    run = both_ways()
+    assert "Since: old. Deprecated since (2, 0)." in run.text
+    assert run.outcomes() == {"passed": 1, "failed": 1, "warnings": 1}
+
+
+def test_an_exception_whose_text_interrupts(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """It fails its test, and the others run."""
+    pytester.makepyfile(
+        """
+        class Ends(Exception):
+            def __str__(self): raise KeyboardInterrupt
+        def test_raises(): raise Ends
+        def test_passes(): pass
+        """
+    )
+    assert both_ways().outcomes() == {"passed": 1, "failed": 1}

@@ -117,3 +117,34 @@ def test_garbage_on_every_descriptor(pytester: pytest.Pytester, run_inner: RunIn
     assert "wrote to its report's descriptor" in run.of("test_writes")["longrepr"]
     assert run.of("test_after")["outcome"] == "passed"
     assert len(run.reports) == 9
+
+
+WARNS = """
+import os, warnings
+from pathlib import Path
+import pytest
+
+class Known(UserWarning):
+    pass
+
+def test_local():
+    class Local(DeprecationWarning): pass
+    warnings.warn(Local("a local one"))
+def test_forged():
+    made = type("system", (UserWarning,), {"__module__": "os"})
+    warnings.warn(made(f"touch {Path(__file__).parent}/called"))
+def test_known(): warnings.warn("an ordinary one", FutureWarning)
+def test_fails(): assert 0
+"""
+
+
+def test_a_warning_is_no_call(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """The process that shows it imports the module of its class, and calls what is there by that name: it is told only
+    of classes that are there. pytest-xdist alone ends the run."""
+    pytester.makepyfile(test_suite=WARNS)
+    run = run_inner("--crate-all", "-n2")
+    assert run.outcomes() == {"passed": 3, "failed": 1, "warnings": 3}, run.text
+    assert not (pytester.path / "called").exists()
+    assert "DeprecationWarning: test_local.<locals>.Local: a local one" in run.text
+    assert "UserWarning: system: touch " in run.text
+    assert "FutureWarning: an ordinary one" in run.text

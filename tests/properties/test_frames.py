@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_crate.plugin import raised, transfer
+from pytest_crate.plugin import raised, transfer, warned
 from pytest_crate.sandbox import wire
 
 # What the mirror takes for a message that is none (pytest_crate/plugin/walk.py).
@@ -92,13 +92,13 @@ def test_an_exception_with_any_part_exchanged_is_one_or_is_refused(parts: dict[s
 
 
 @settings(deadline=None)
-@given(st.fixed_dictionaries(dict.fromkeys(("text", "module", "name", "filename", "lineno", "line"), JSON)))
-def test_a_warning_of_any_parts_is_shown_or_refused(data: dict[str, Any]) -> None:
+@given(st.fixed_dictionaries(dict.fromkeys(("text", "classes", "filename", "lineno", "line"), JSON)), st.booleans())
+def test_a_warning_of_any_parts_is_shown_or_refused(data: dict[str, Any], abroad: bool) -> None:
     """The same of a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            transfer.show_warning(data)
+            warned.show_warning(data, abroad=abroad)
         except REFUSED:
             return
     assert all(issubclass(each.category, Warning) for each in caught)

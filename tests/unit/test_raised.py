@@ -136,3 +136,38 @@ def test_an_exception_that_can_not_be_looked_at() -> None:
     crossed = _crossed(Hostile())
     assert type(crossed).__name__ == "Hostile"
     assert "Hostile" in str(crossed)
+
+
+class Counted(Exception):
+    """Counts how often it is made."""
+
+    made = 0
+
+    def __new__(cls, *args: object) -> Self:
+        cls.made += 1
+        return super().__new__(cls, *args)
+
+    def __init__(self, *args: object) -> None:
+        type(self).made += 1
+        super().__init__(*args)
+
+
+def test_nothing_of_a_class_is_run_to_make_it() -> None:
+    """Its arguments are what a test has sent: neither its constructor gets them nor its __new__."""
+    packed = raised.pack_exception(Counted("one", 2))
+    made = Counted.made
+    crossed = raised.unpack_exception(packed)
+    assert Counted.made == made
+    assert isinstance(crossed, Counted)
+    assert crossed.args == ("one", 2)
+
+
+class Exits(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_a_text_that_ends_everything() -> None:
+    """An exception whose text can't be had, for whatever reason, is one like any other."""
+    crossed = _crossed(Exits())
+    assert str(crossed) == "<Exits object, whose str raised KeyboardInterrupt>"

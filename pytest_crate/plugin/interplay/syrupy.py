@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_crate.plugin import classes
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
 
 
@@ -33,7 +34,7 @@ class _Snapshots(Adapter):
         queue = self._session.queue_snapshot_write
 
         def queue_and_note(extension: Any, test_location: Any, data: Any, index: Any) -> None:
-            self._written.append({"extension": _name(type(extension)), "data": _packed(data), "index": index})
+            self._written.append({"extension": classes.name_of(type(extension)), "data": _packed(data), "index": index})
             queue(extension=extension, test_location=test_location, data=data, index=index)
 
         self._session.queue_snapshot_write = queue_and_note
@@ -41,7 +42,7 @@ class _Snapshots(Adapter):
     def take(self, item: pytest.Item) -> Any:
         assertions = [
             {
-                "extension": [_name(kind) for kind in assertion.extension_class.__mro__],
+                "extension": [classes.name_of(kind) for kind in assertion.extension_class.__mro__],
                 "results": [
                     {
                         "location": result.snapshot_location,
@@ -100,18 +101,9 @@ class _Snapshots(Adapter):
         )
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def _extension(name: str) -> Any:
     """Return the extension of a name, if its module is loaded here."""
-    module, _, path = expect(name, str).partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    base = sys.modules["syrupy.extensions.base"].AbstractSyrupyExtension
-    return found if isinstance(found, type) and issubclass(found, base) else None
+    return classes.find(expect(name, str), sys.modules["syrupy.extensions.base"].AbstractSyrupyExtension)
 
 
 def _packed(data: Any) -> dict[str, str]:
