@@ -95,6 +95,7 @@ class TarStream:
             _verify_header(header)
             flag = header[156:157]
             if flag in b"LKxXg":
+                extension_bytes += BLOCK_BYTES  # so that there is an end of those without data, too
                 data = self._extension(_size(header), extension_bytes)
                 extension_bytes += len(data)
                 if flag in b"LK":

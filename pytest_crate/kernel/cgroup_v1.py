@@ -85,12 +85,20 @@ class CgroupV1:
                 # Memory plus swap may never be below memory, so it comes second (cgroup-v1/memory.rst, 2.4).
                 both = spec.memory_bytes + spec.swap_bytes
                 write_file("limit swap", f"{memory}/memory.memsw.limit_in_bytes", str(both))
+            self._limit_tcp(memory, spec.memory_bytes)
         if spec.pids is not None and "pids" in self._limits:
             write_file("limit pids", f"{directories['pids']}/pids.max", str(spec.pids))
         if spec.cpu_quota_usec is not None and "cpus" in self._limits:
             self._limit_cpus(directories["cpu"], spec.cpu_quota_usec)
         if spec.cpuset and self._cpuset is not None and "cpuset" in self._limits:
             self._limit_cpuset(self._cpuset, spec.cpuset)
+
+    @staticmethod
+    def _limit_tcp(memory: str, most_bytes: int) -> None:
+        """Limit what TCP holds of data on its way, which version 1 counts apart (cgroup-v1/memory.rst, 2.7)."""
+        path = f"{memory}/memory.kmem.tcp.limit_in_bytes"
+        if os.path.exists(path):  # not with cgroup.memory=nosocket
+            write_file("limit the memory of TCP", path, str(most_bytes))
 
     @staticmethod
     def _limit_cpus(directory: str, quota_usec: int) -> None:

@@ -87,14 +87,14 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # asm/unistd.h: x86_64 has its own table, aarch64 the generic one; from 424 on they are the same.
 _TABLES = {
     "x86_64": """
-        read 0 write 1 close 3 rt_sigaction 13 ioctl 16 clone 56 execve 59 fcntl 72 chdir 80 fchown 93 setpgid 109
+        read 0 write 1 close 3 rt_sigaction 13 ioctl 16 clone 56 execve 59 fcntl 72 chdir 80 fchown 93 ptrace 101
         setsid 112 setgroups 116 setresuid 117 setresgid 119 capget 125 capset 126 pivot_root 155 prctl 157 mount 165
         openat 257 mkdirat 258 ppoll 271 unshare 272 dup3 292 setns 308 kcmp 312
         seccomp 317
         """,
     "aarch64": """
         dup3 24 fcntl 25 ioctl 29 mkdirat 34 mount 40 pivot_root 41 chdir 49 fchown 55 openat 56 close 57 read 63
-        write 64 ppoll 73 capget 90 capset 91 unshare 97 rt_sigaction 134 setresgid 149 setresuid 147 setpgid 154
+        write 64 ppoll 73 capget 90 capset 91 unshare 97 ptrace 117 rt_sigaction 134 setresgid 149 setresuid 147
         setsid 157 setgroups 159 prctl 167 clone 220 execve 221 setns 268 kcmp 272
         seccomp 277
         """,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import struct
 from collections.abc import Mapping
-from errno import EAFNOSUPPORT, ENOSYS, EPERM
+from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
 
 from pytest_crate.errors import HostError
 from pytest_crate.kernel import libc
@@ -24,6 +24,7 @@ from pytest_crate.spec import CAPABILITIES
 
 # linux/sched.h
 _CLONE_NEWTIME = 0x80
+_CLONE_PTRACE = 0x2000
 _NAMESPACE_FLAGS = (
     libc.CLONE_NEWNS | libc.CLONE_NEWCGROUP | libc.CLONE_NEWUTS | libc.CLONE_NEWIPC
     | libc.CLONE_NEWUSER | libc.CLONE_NEWPID | libc.CLONE_NEWNET
@@ -33,8 +34,13 @@ _NAMESPACE_FLAGS = (
 _NAMESPACED_FAMILIES = (1, 2, 10, 16, 17)
 
 # asm-generic/ioctls.h
+_TIOCEXCL = 0x540C
 _TIOCSTI = 0x5412
 _TIOCLINUX = 0x541C
+_TIOCSETD = 0x5423
+
+# linux/fcntl.h
+_F_SETLEASE = 1024
 
 # linux/personality.h
 _PER_LINUX32 = 0x0008
@@ -91,6 +97,7 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "clone3": (435, 435),
     "delete_module": (176, 106),
     "fanotify_init": (300, 262),
+    "fcntl": (72, 25),
     "finit_module": (313, 273),
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
@@ -170,8 +177,12 @@ REFUSALS: tuple[Refusal, ...] = (
     # kernel skips the filter for those which it always lets through.
     #
     # TIOCSTI types into the terminal that pytest was started from (CVE-2017-5226), TIOCLINUX pastes
-    # into a console (CVE-2023-28100).
-    *_refuse("ioctl", EPERM, condition=Condition(argument=1, one_of=(_TIOCSTI, _TIOCLINUX))),
+    # into a console (CVE-2023-28100). TIOCSETD makes a terminal one that nobody can read any more, and loads modules of
+    # line disciplines; TIOCEXCL keeps others from opening it.
+    *_refuse("ioctl", EPERM, condition=Condition(argument=1, one_of=(_TIOCSTI, _TIOCLINUX, _TIOCSETD, _TIOCEXCL))),
+    # A lease on a file of the host's, which its owner can take through a read-only view, holds up whoever opens it
+    # there (fcntl(2), /proc/sys/fs/lease-break-time: 45 s, again and again). File systems that have none say EINVAL.
+    *_refuse("fcntl", EINVAL, condition=Condition(argument=1, one_of=(_F_SETLEASE,))),
     # Only families that network namespaces hold. AF_VSOCK reaches the hypervisor, AF_ALG the kernel's
     # crypto code (CVE-2026-31431); others load modules of long record on first use (TIPC, RDS, CAN …).
     *_refuse(
@@ -181,11 +192,12 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     # A new user namespace has all capabilities in it, and with them many more paths into the kernel.
     # CLONE_PARENT gives a child to the caller's own parent: to pytest, or its launcher, which would not know of it;
-    # while nobody waits for it, the crate's init can't end (pid_namespaces(7)).
+    # while nobody waits for it, the crate's init can't end (pid_namespaces(7)). CLONE_PTRACE gives it to the caller's
+    # tracer likewise, which its parent can be made (PTRACE_TRACEME).
     *_refuse(
         "clone",
         EPERM,
-        condition=Condition(argument=0, any_bit_of=_NAMESPACE_FLAGS | libc.CLONE_PARENT),
+        condition=Condition(argument=0, any_bit_of=_NAMESPACE_FLAGS | libc.CLONE_PARENT | _CLONE_PTRACE),
         unless="sys_admin",
         makes_namespaces=True,
     ),

@@ -18,6 +18,7 @@ class Crate:
     :ivar entry: how a payload enters it.
     :ivar deadline: when it is killed, of the monotonic clock; None for never.
     :ivar ended: everything in it has been killed, init has been waited for.
+    :ivar stuck: it has been killed, and has not ended.
     :ivar programs: the pids of those that were started in it, and have not been collected yet.
     """
 
@@ -29,6 +30,7 @@ class Crate:
     deadline: float | None = None
     timed_out: bool = False
     ended: bool = False
+    stuck: bool = False
     programs: set[int] = dataclasses.field(default_factory=set)
 
     def release(self) -> None:

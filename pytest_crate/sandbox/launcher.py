@@ -56,6 +56,7 @@ _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _TOO_MANY = "it has too many files open, for crates and programs that live at once; close some, or raise ulimit -n"
 _PATIENCE_SECONDS = 2.0
+_KILL_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _MOST_STOPS = 30
 # What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
@@ -522,19 +523,29 @@ class Launcher:
         self._end_crate(self._crate(message))
         self._reply({"ended": True})
 
-    def _end_crate(self, crate: Crate, *, patience_sec: float | None = None) -> None:
-        """Kill what is left in a crate, and wait until nothing is; idempotent.
+    def _end_crate(self, crate: Crate) -> None:
+        """Kill what is left in a crate, and wait until nothing is, while pytest lives; idempotent.
 
-        :param patience_sec: how long to wait for init's end; None is until it comes.
+        :raises SandboxError: the kernel does not end it: it is left, and not waited for again.
         """
+        if crate.stuck:
+            return
+        # While pytest lives: its own children, such as a body, it may have yet to reap.
+        self._end_within(crate, _KILL_SECONDS, while_alive=self.pytest_pidfd)
+        if not (crate.ended or processes.pidfd_has_ended(self.pytest_pidfd)):
+            crate.stuck = True
+            detail = f"a process in it has not ended {_KILL_SECONDS:g} s after SIGKILL"
+            raise SandboxError("end the crate", detail=detail)
+
+    def _end_within(self, crate: Crate, patience_sec: float, *, while_alive: int | None = None) -> None:
+        """Kill what is left in a crate, and wait for its end, as :func:`processes.wait_for`."""
         if crate.ended:
             return
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
-        self.programs.reap_all_of(crate)
-        # While pytest lives: its own children, such as a body, it may have yet to reap.
-        crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=self.pytest_pidfd)
+        self.programs.reap_all_of(crate, patience_sec, while_alive)
+        crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=while_alive) is not None
         if crate.ended:
             crate.deadline = None  # init's pid is nobody's now, or somebody else's
 
@@ -600,7 +611,7 @@ class Launcher:
             with contextlib.suppress(Exception):  # one crate that can't be removed does not keep the others
                 # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a
                 # container whose pid 1 is no init), the crate's init never ends. But zombies are in no cgroup.
-                self._end_crate(crate, patience_sec=_PATIENCE_SECONDS)
+                self._end_within(crate, _PATIENCE_SECONDS)
                 crate.release()
                 crate.cgroup.remove()
         self.crates.clear()

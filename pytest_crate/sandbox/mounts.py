@@ -415,7 +415,7 @@ class Proc(Operation):
         "timer_list",
         "timer_stats",
     )
-    READ_ONLY: ClassVar[tuple[str, ...]] = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+    READ_ONLY: ClassVar[tuple[str, ...]] = ("bus", "dynamic_debug", "fs", "irq", "sys", "sysrq-trigger")
 
     def perform(self, shop: Workshop) -> None:
         with shop.target(self.target, directory=True) as place:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import signal
 from collections.abc import Callable, Sequence
 
 from pytest_crate.errors import SandboxError
@@ -22,6 +23,8 @@ INIT_KILLED = "the crate's init was killed"
 """Why nothing can be born in a crate."""
 FULL = "the crate has as many tasks as its pids limit allows"
 """Why nothing more can be."""
+
+_END_SECONDS = 1.0
 
 WaitEntered = Callable[[int, int, str], None]
 """Waits for the word of a process that enters a crate: its pid, the descriptor that it comes on, the step."""
@@ -37,7 +40,8 @@ class Programs:
     def __init__(self, wait_entered: WaitEntered, *, recorded: bool) -> None:
         self._wait_entered = wait_entered
         self._begin = self._bear if recorded else self._fork
-        self._alive: dict[int, tuple[Crate, int]] = {}  # pid → its crate, and the descriptor on which its end is told
+        # pid → its crate, and the descriptor on which its end is told, if it is
+        self._alive: dict[int, tuple[Crate, int | None]] = {}
 
     def start(self, crate: Crate, program: child.Program, stdio: Sequence[int], telling: int) -> int:
         """Start a program in a crate; return its pid.
@@ -52,9 +56,18 @@ class Programs:
         if crate.cgroup.full():  # the kernel lets in who moves there, as a program does where it can't be born there
             raise SandboxError(step, detail=FULL)
         pid = self._begin(crate, step, program, child.who_is(program.user, crate.root), stdio)
+        self._keep(crate, pid, telling)
+        return pid
+
+    def _keep(self, crate: Crate, pid: int, telling: int | None) -> None:
         self._alive[pid] = crate, telling
         crate.programs.add(pid)
-        return pid
+
+    def _give_up(self, crate: Crate, pid: int) -> None:
+        """End one that did not enter. If another in the crate traces it, it is collected when that one has ended."""
+        os.kill(pid, signal.SIGKILL)
+        if processes.wait_for(pid, _END_SECONDS) is None:
+            self._keep(crate, pid, None)
 
     def _bear(
         self, crate: Crate, step: str, program: child.Program, who: identity.Identity | None, stdio: Sequence[int]
@@ -73,7 +86,7 @@ class Programs:
                 self._wait_entered(pid, birth.reading, step)
                 birth.hear()
             except BaseException:
-                processes.end(pid)
+                self._give_up(crate, pid)
                 raise
         return pid
 
@@ -99,7 +112,7 @@ class Programs:
                 with libc.os_step(step, "read"):
                     failure = _read_whole(reading)
             except BaseException:
-                processes.end(pid)
+                self._give_up(crate, pid)
                 raise
         if failure:
             os.waitpid(pid, 0)
@@ -118,23 +131,25 @@ class Programs:
     def reap(self) -> None:
         """Collect those that have ended, and tell how each did."""
         for pid in list(self._alive):
-            self._reap(pid, os.WNOHANG)
+            self._tell_end(pid, processes.collect(pid))
 
-    def reap_all_of(self, crate: Crate) -> None:
-        """Wait for the ends of a crate's programs, whose init has been killed."""
+    def reap_all_of(self, crate: Crate, patience_sec: float, while_alive: int | None) -> None:
+        """Wait for the ends of a crate's programs, whose init has been killed, as :func:`processes.wait_for` does."""
         for pid in list(crate.programs):
-            self._reap(pid, 0)
+            self._tell_end(pid, processes.wait_for(pid, patience_sec, while_alive=while_alive))
 
-    def _reap(self, pid: int, options: int) -> None:
-        ended, status = os.waitpid(pid, options)
-        if ended:
-            crate, descriptor = self._alive.pop(pid)
-            crate.programs.discard(pid)  # the next that has this pid may be another crate's
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
-            finally:
-                os.close(descriptor)
+    def _tell_end(self, pid: int, status: int | None) -> None:
+        if status is None:
+            return
+        crate, descriptor = self._alive.pop(pid)
+        crate.programs.discard(pid)  # the next that has this pid may be another crate's
+        if descriptor is None:
+            return
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
+        finally:
+            os.close(descriptor)
 
 
 def _fork_inside(crate: Crate, step: str) -> namespaces.Fork:

@@ -700,12 +700,14 @@ class Sandbox:
             if self._levels is None:
                 self.note_levels()
             usage = Usage()
-            with contextlib.suppress(LauncherEnded):
-                if not self._group.known_empty():
-                    self._ask("end")
-                usage = self._group.usage()
-                self._engine.tell({"request": "remove", "crate": self._number}, launcher=self._launcher)
-            self._closed = self._timed(usage)
+            try:
+                with contextlib.suppress(LauncherEnded):
+                    if not self._group.known_empty():
+                        self._ask("end")
+                    usage = self._group.usage()
+                    self._engine.tell({"request": "remove", "crate": self._number}, launcher=self._launcher)
+            finally:
+                self._closed = self._timed(usage)
         return self._closed
 
     def release(self) -> None:

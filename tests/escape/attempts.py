@@ -418,6 +418,21 @@ def type_into_the_terminal(decoys: Decoys) -> str | None:
     return os.read(terminal, 10).decode()
 
 
+def make_a_terminal_useless(decoys: Decoys) -> str | None:
+    """Give a terminal a line discipline by which nobody can read or write any more, here one of its own."""
+    _controller, terminal = pty.openpty()
+    no_discipline = 27  # linux/tty.h, N_NULL
+    fcntl.ioctl(terminal, 0x5423, struct.pack("=i", no_discipline))  # TIOCSETD
+    return "it has none"
+
+
+def hold_up_who_opens_a_file(decoys: Decoys) -> str | None:
+    """Take a lease on a file that can be seen: whoever opens it waits until that is broken."""
+    file = os.open(decoys["file"], os.O_RDONLY)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    return "leased"
+
+
 def make_a_user_namespace(decoys: Decoys) -> str | None:
     """Gain every capability in a user namespace of one's own: by unshare(2), clone(2) and clone3(2)."""
 
@@ -581,7 +596,8 @@ ATTEMPTS: dict[str, Attempt] = {
         connect_to_an_abstract_socket,
         connect_to_a_port_of_the_host, connect_to_a_socket_file, attach_shared_memory, open_shared_memory,
         open_a_message_queue, find_a_key, open_a_vsock, set_up_io_uring, load_a_bpf_map, open_a_perf_event,
-        open_a_userfaultfd, type_into_the_terminal, make_a_user_namespace, mount_something, set_a_release_agent,
+        open_a_userfaultfd, type_into_the_terminal, make_a_terminal_useless, hold_up_who_opens_a_file,
+        make_a_user_namespace, mount_something, set_a_release_agent,
         change_a_cgroup, write_a_sysctl, open_kernel_files_for_writing, read_masked_files, run_a_setuid_program,
         hold_inherited_capabilities, act_as_another_abi,
     )

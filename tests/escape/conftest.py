@@ -345,6 +345,8 @@ PROTECTIONS: Mapping[str, tuple[str, dict[str, object]]] = {
     "open_a_perf_event": ("crate", {"cap_add": ["perfmon"]}),
     "open_a_userfaultfd": ("crate", UNFILTERED),
     "type_into_the_terminal": ("crate", {"seccomp": False, "cap_add": ["sys_admin"]}),
+    "make_a_terminal_useless": ("crate", {"seccomp": False}),
+    "hold_up_who_opens_a_file": ("crate", {"seccomp": False}),
     "make_a_user_namespace": ("crate", UNFILTERED),
     "mount_something": ("crate", {"cap_add": ["sys_admin"]}),
     "set_a_release_agent": ("host", NONE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import re
 import socket
 import struct
@@ -49,9 +50,13 @@ ALWAYS_ENOSYS = {
     "open_tree_attr": 467,
 }  # fmt: skip
 CONDITIONAL = {
-    "x86_64": {"clone": 56, "unshare": 272, "ioctl": 16, "socket": 41, "socketpair": 53, "personality": 135},
-    "aarch64": {"clone": 220, "unshare": 97, "ioctl": 29, "socket": 198, "socketpair": 199, "personality": 92},
-}
+    "x86_64": {
+        "clone": 56, "unshare": 272, "ioctl": 16, "socket": 41, "socketpair": 53, "personality": 135, "fcntl": 72,
+    },
+    "aarch64": {
+        "clone": 220, "unshare": 97, "ioctl": 29, "socket": 198, "socketpair": 199, "personality": 92, "fcntl": 25,
+    },
+}  # fmt: skip
 
 
 def decide(program: bytes, *, arch: int, number: int, arguments: tuple[int, ...] = ()) -> int:
@@ -121,7 +126,7 @@ def test_numbers_are_those_of_the_kernel_headers(machine: str, header: str) -> N
     """Every number agrees with the kernel's header, wherever the installed header knows the call."""
     if not Path(header).exists():
         pytest.skip(f"{header} is not installed")
-    known = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", Path(header).read_text(encoding="ascii")))
+    known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(encoding="ascii")))
     ours = {refusal.name: refusal.numbers.get(machine) for refusal in REFUSALS}
     if "open_tree_attr" not in known:  # Linux 6.15: newer than the headers of most distributions
         del ours["open_tree_attr"]
@@ -159,6 +164,7 @@ def test_clone_and_unshare_make_no_namespaces(machine: str, flag: int) -> None:
 def test_clone_gives_no_child_to_the_parent(machine: str) -> None:
     """A payload's parent is pytest or its launcher: CLONE_PARENT is refused, alone and among others."""
     assert verdict(machine, "clone", 0x8000 | 17) == errno.EPERM
+    assert verdict(machine, "clone", 0x2000 | 17) == errno.EPERM  # CLONE_PTRACE: nor to its tracer
     assert verdict(machine, "clone", 0x8000 | 0x01200000 | 17) == errno.EPERM
 
 
@@ -175,13 +181,20 @@ def test_unshare_of_time_and_files(machine: str) -> None:
 
 
 def test_ioctl(machine: str) -> None:
-    """Typing into a terminal and pasting into a console are refused; other requests pass."""
-    assert verdict(machine, "ioctl", 0, 0x5412) == errno.EPERM
-    assert verdict(machine, "ioctl", 0, 0x541C) == errno.EPERM
+    """Typing into a terminal, pasting into a console, and what makes a terminal useless are refused; others pass."""
+    for request in (0x5412, 0x541C, 0x5423, 0x540C):
+        assert verdict(machine, "ioctl", 0, request) == errno.EPERM
     for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5414, 0x8914):
         assert verdict(machine, "ioctl", 0, request) is None
     # The request is the second argument: the first, a descriptor, doesn't matter.
     assert verdict(machine, "ioctl", 0x5412, 0x5413) is None
+
+
+def test_leases(machine: str) -> None:
+    """A lease on a file is refused; the other commands of fcntl(2) pass, locks among them."""
+    assert verdict(machine, "fcntl", 3, fcntl.F_SETLEASE) == errno.EINVAL
+    for command in (fcntl.F_GETLEASE, fcntl.F_SETFL, fcntl.F_SETLK, fcntl.F_DUPFD_CLOEXEC, fcntl.F_NOTIFY):
+        assert verdict(machine, "fcntl", 3, command) is None
 
 
 @pytest.mark.parametrize("call", ["socket", "socketpair"])
@@ -205,6 +218,7 @@ def test_personality(machine: str) -> None:
 
 # Calls with their arguments: half of them are refused.
 ARGUMENTS: list[tuple[str, tuple[int, ...]]] = [
+    ("fcntl", (3, 1024)), ("fcntl", (3, 1025)),
     ("ioctl", (0, 0x5412)), ("socket", (38,)), ("socket", (40,)), ("socket", (1,)), ("ioctl", (0, 0x5401)),
     ("clone", (0x10000011,)), ("clone", (17,)), ("unshare", (0x80,)), ("unshare", (0x200,)),
     ("personality", (0x0400000,)), ("personality", (0,)),
