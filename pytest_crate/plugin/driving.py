@@ -14,7 +14,6 @@ from pytest_crate.plugin.conductor import CONDUCTOR, CRATES, DRIVEN
 from pytest_crate.plugin.crates import Uncrated
 from pytest_crate.plugin.rider import RIDER
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
-from pytest_crate.sandbox.sandbox import LauncherEnded
 
 
 class Driver:
@@ -88,9 +87,9 @@ class Driver:
         lost = ""
         try:
             result = made.close()
-        except LauncherEnded as error:
+        except SandboxError as error:
+            # What it ran was killed with the launcher, or can't be: a test that doesn't look is not to pass.
             lost, result = f"crate: {error}", made.close()
         self._item.stash.setdefault(DRIVEN, []).append((made.spec, result, made.stderr_tail))
         if lost:
-            # What it ran was killed: a test that doesn't look at how that ended is not to pass.
             pytest.fail(lost, pytrace=False)

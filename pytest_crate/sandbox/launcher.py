@@ -544,8 +544,10 @@ class Launcher:
         os.kill(crate.init, signal.SIGKILL)
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
-        self.programs.reap_all_of(crate, patience_sec, while_alive)
-        crate.ended = processes.wait_for(crate.init, patience_sec, while_alive=while_alive) is not None
+        until = time.monotonic() + patience_sec
+        self.programs.reap_all_of(crate, until, while_alive)
+        left_sec = until - time.monotonic()
+        crate.ended = processes.wait_for(crate.init, left_sec, while_alive=while_alive) is not None
         if crate.ended:
             crate.deadline = None  # init's pid is nobody's now, or somebody else's
 

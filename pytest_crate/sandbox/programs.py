@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 
 from pytest_crate.errors import SandboxError
@@ -115,7 +116,7 @@ class Programs:
                 self._give_up(crate, pid)
                 raise
         if failure:
-            os.waitpid(pid, 0)
+            self._give_up(crate, pid)
             raise SandboxError.from_json(wire.decode(failure))
         return pid
 
@@ -133,10 +134,13 @@ class Programs:
         for pid in list(self._alive):
             self._tell_end(pid, processes.collect(pid))
 
-    def reap_all_of(self, crate: Crate, patience_sec: float, while_alive: int | None) -> None:
-        """Wait for the ends of a crate's programs, whose init has been killed, as :func:`processes.wait_for` does."""
+    def reap_all_of(self, crate: Crate, until: float, while_alive: int | None) -> None:
+        """Wait for the ends of a crate's programs, whose init has been killed, as :func:`processes.wait_for` does.
+
+        :param until: not beyond this time of the monotonic clock, for all of them.
+        """
         for pid in list(crate.programs):
-            self._tell_end(pid, processes.wait_for(pid, patience_sec, while_alive=while_alive))
+            self._tell_end(pid, processes.wait_for(pid, until - time.monotonic(), while_alive=while_alive))
 
     def _tell_end(self, pid: int, status: int | None) -> None:
         if status is None:

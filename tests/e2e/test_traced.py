@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import subprocess
-import sys
-import threading
-import time
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
-
-from pytest_crate.errors import SandboxError
-from pytest_crate.sandbox import host_view, rootfs, sandbox
-from pytest_crate.sandbox.crate_sandbox import CrateSandbox
-from pytest_crate.sandbox.sandbox import Engine
-from pytest_crate.spec import Layer, build_spec
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import RunCrated
@@ -104,51 +91,55 @@ time.sleep(100)
 """
 
 
-def test_a_crate_that_the_kernel_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that wait for each other's exit as tracers can't be killed. It is said, other crates are made and
-    ended, and the run comes to its end. (One of the two is held here, so that they can be let go.)"""
-    begin, found, _ = sandbox._LAUNCH.rpartition("; main()")  # noqa: SLF001 - with less patience
-    assert found
-    less = "from pytest_crate.sandbox import launcher; launcher._KILL_SECONDS = 1.0"
-    monkeypatch.setattr(sandbox, "_LAUNCH", f"{begin}; {less}; main()")
-    engine = Engine()
-    try:
-        stuck, other = (_crate(engine) for _ in range(2))
-        command = [sys.executable, "-S", "-c", PTRACE + UNKILLABLE]
-        program = stuck.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/")
-        assert program.stdout is not None
-        assert program.stdout.readline() == "ready\n"
-        held, let_go = threading.Event(), threading.Event()
-        thread = threading.Thread(target=_hold, args=(program.pid, held, let_go))
-        thread.start()
-        assert held.wait(10)
-        try:
-            with pytest.raises(SandboxError, match=r"end the crate: a process in it has not ended 1 s after SIGKILL"):
-                stuck.close()
-            began = time.monotonic()
-            stuck.close()
-            assert other.run(["echo", "x"], cwd="/").stdout == "x\n"
-            other.close()
-            assert time.monotonic() - began < 1
-        finally:
-            let_go.set()
-            thread.join()
-    finally:
-        engine.close()
-    assert not psutil.pid_exists(program.pid)
+STUCK = f"""
+    import ctypes, subprocess, sys, threading
+    import pytest
 
-
-def _crate(engine: Engine) -> CrateSandbox:
-    spec = build_spec([Layer(origin="test", values={})])
-    view = host_view.program_view("/", rootless=False, environ=os.environ)
-    return CrateSandbox(engine.create(spec, rootfs.plan_root(spec, view, rootfs=None)), spec, name="crate")
-
-
-def _hold(pid: int, held: threading.Event, let_go: threading.Event) -> None:
-    """Trace a process until it is to be let go, as the other of the two would."""
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long] * 4
-    assert ptrace(0x4206, pid, 0, 0x40) == 0
-    held.set()
-    let_go.wait()
-    ptrace(17, pid, 0, 0)  # PTRACE_DETACH
+    held, over = threading.Event(), threading.Event()
+
+    def hold(pid):  # as the other of the two would, until both can be let go
+        assert ptrace(0x4206, pid, 0, 0x40) == 0
+        held.set()
+        over.wait()
+        ptrace(17, pid, 0, 0)  # PTRACE_DETACH
+
+    thread = threading.Thread(target=hold)
+
+    @pytest.mark.crate
+    def test_sticks(crate_sandbox):
+        command = [sys.executable, "-S", "-c", {PTRACE!r} + {UNKILLABLE!r}]
+        program = crate_sandbox.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert program.stdout.readline() == "ready\\n"
+        thread._args = (program.pid,)
+        thread.start()
+        assert held.wait(10)
+        crate_sandbox.popen(["sleep", "100"], stdin=subprocess.DEVNULL)
+
+    @pytest.mark.crate
+    def test_goes_on(crate_sandbox):
+        assert crate_sandbox.run(["echo", "x"]).stdout == "x\\n"
+        over.set()
+        thread.join()
+
+    @pytest.mark.crate
+    def test_rides():
+        pass
+"""
+
+
+def test_a_crate_that_the_kernel_cannot_end(pytester: pytest.Pytester, run_crated: RunCrated) -> None:
+    """Two processes that wait for each other's exit as tracers can't be killed. That fails their test, which says so;
+    the others run, and the run comes to its end. (One of the two is held here, so that they can be let go.)"""
+    pytester.makeconftest("""
+        from pytest_crate.sandbox import sandbox
+        begin, found, _ = sandbox._LAUNCH.rpartition("; main()")
+        assert found
+        less = "from pytest_crate.sandbox import launcher; launcher._KILL_SECONDS = 1.0"
+        sandbox._LAUNCH = f"{begin}; {less}; main()"
+    """)
+    run = run_crated(STUCK, "-rE")
+    assert run.outcomes == {"test_sticks": "error", "test_goes_on": "passed", "test_rides": "passed"}, run.text
+    said = "crate: end the crate: a process in it has not ended 1 s after SIGKILL"
+    assert f"ERROR test_inner.py::test_sticks - Failed: {said}" in run.short_summary
