@@ -600,3 +600,41 @@ def test_a_crate_that_no_test_gets_into_is_removed(pytester: pytest.Pytester, ru
     run = run_inner()
     assert "Too many open files" in run.of("test_refused", "setup")["longrepr"]
     assert run.of("test_what_is_left")["outcome"] == "passed", run.of("test_what_is_left")["longrepr"]
+
+
+TRACED = """
+import ctypes, os, pytest, time
+libc = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x4206, 0x59616D61, ctypes.c_ulong(-1)
+def be_traced():
+    libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)  # fails without Yama, where nobody has to be let
+    reading, writing = os.pipe()
+    traced = os.getpid()
+    if os.fork() == 0:
+        os.setsid()
+        if libc.ptrace(PTRACE_SEIZE, traced, 0, 0) == 0:
+            os.write(writing, b"traced")
+        while True: time.sleep(100)
+    assert os.read(reading, 100) == b"traced"
+"""
+
+
+def test_a_crash_while_traced(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A process that another one of its crate traces ends as any: it is waited for when that one has been killed."""
+    pytester.makepyfile(
+        traced=TRACED,
+        test_it="""
+        import os, pytest
+        from traced import be_traced
+        pytestmark = pytest.mark.crate(timeout=20)
+        def test_crash():
+            be_traced()
+            os._exit(3)
+        def test_passes(): be_traced()
+        def test_after(): pass
+        """,
+    )
+    run = run_inner("--durations=0", "-vv")
+    assert run.outcomes() == {"failed": 1, "passed": 2}
+    assert "ended with exit status 3 before it could report" in run.of("test_crash")["longrepr"]
+    assert "timeout" not in run.text
