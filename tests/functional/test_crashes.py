@@ -92,7 +92,7 @@ def test_crash_and_expected_failure(pytester: pytest.Pytester, run_inner: RunInn
     """A crash is not what an xfail foresaw, unless raises= names it."""
     pytester.makepyfile(
         """
-        import os, pytest
+        import os, pytest, unittest
         from pytest_crate.plugin import CrateFailed
         @pytest.mark.xfail(reason="something else")
         def test_xfail(): os._exit(1)
@@ -104,11 +104,51 @@ def test_crash_and_expected_failure(pytester: pytest.Pytester, run_inner: RunInn
         def test_named(): os._exit(1)
         @pytest.mark.xfail(raises=(ValueError, CrateFailed), strict=True)
         def test_named_among(): os._exit(1)
+        @pytest.mark.xfail(raises=BaseException)
+        def test_named_by_its_base(): os._exit(1)
+        @pytest.mark.xfail(raises=pytest.RaisesExc(CrateFailed, match="exit status 1"))
+        def test_named_with_its_text(): os._exit(1)
+        @pytest.mark.xfail(False, reason="no", raises=CrateFailed)
+        @pytest.mark.xfail(reason="something else")
+        def test_named_by_one_that_does_not_apply(): os._exit(1)
+        @pytest.mark.xfail(raises=None)
+        def test_nothing_named(): os._exit(1)
+        class TestCase(unittest.TestCase):
+            @unittest.expectedFailure
+            def test_case(self): os._exit(1)
         """
     )
     run = run_inner("--crate-all")
-    assert run.outcomes() == {"failed": 3, "xfailed": 2}
+    assert run.outcomes() == {"failed": 6, "xfailed": 4}
     assert run.of("test_xfail")["wasxfail"] is None
+
+
+@pytest.mark.parametrize("raises", ["", "raises=BaseExceptionGroup"])
+def test_crash_and_expected_failure_beside_another(pytester: pytest.Pytester, run_inner: RunInner, raises: str) -> None:
+    """A crash is not what an xfail foresaw where pytest groups it with a wider fixture's failure, either."""
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        @pytest.fixture(scope="session")
+        def session():
+            yield
+            raise ValueError("session")
+        @pytest.fixture(scope="module")
+        def module():
+            yield
+            raise ValueError("module")
+        @pytest.fixture
+        def crashes():
+            yield
+            os._exit(3)
+        @pytest.mark.xfail({raises})
+        def test_it(session, module, crashes): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"xpassed": 1, "errors": 1}
+    report = run.of("test_it", "teardown")
+    assert all(words in report["longrepr"] for words in ("ended with exit status 3", "session", "module"))
 
 
 def test_forks_and_threads(pytester: pytest.Pytester, run_inner: RunInner) -> None:
