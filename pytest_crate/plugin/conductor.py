@@ -359,7 +359,7 @@ class Conductor:
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
-                reach.tell(report, self.crates.hides)
+                reach.tell(report, self.crates.hidden)
         if report.when == "teardown" and specs.SPEC in item.stash:
             self._attach(item, walk, report)
         return report
@@ -432,7 +432,7 @@ class Conductor:
         if rider is not None:
             rider.logs(report)
         else:  # a subtest's, from a child
-            reach.tell(report, self.crates.hides)
+            reach.tell(report, self.crates.hidden)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_exception_interact(self) -> None:
