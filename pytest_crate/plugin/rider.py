@@ -188,7 +188,10 @@ class Rider:
         self._clock.done(_SENT[self.phase])
 
     def logs(self, report: pytest.TestReport) -> None:
-        """Send a report that isn't a phase's, such as a subtest's."""
+        """Count a report as pytest's session does, and send one that isn't a phase's, such as a subtest's."""
+        if report.failed and not hasattr(report, "wasxfail"):
+            # For fixtures that look whether their test has failed. It is pytest that stops after so many.
+            self.item.session.testsfailed += 1
         if self._gone_through:
             return
         if self.phase == "teardown" and self._phase_report is not None and report.when == "setup":

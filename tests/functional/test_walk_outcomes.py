@@ -660,6 +660,33 @@ def test_a_session_that_should_stop(
         assert not [report for report in run.reports if report["nodeid"].endswith("test_never")]
 
 
+def test_the_count_of_failures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """A fixture can see by ``session.testsfailed`` whether its test has failed; an xfail does not count."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(autouse=True)
+        def screenshot(request):
+            before = request.session.testsfailed
+            yield
+            print("failed:", before, request.session.testsfailed - before)
+        @pytest.fixture
+        def broken(screenshot): raise ValueError
+        def test_fails(): assert 0
+        def test_passes(): pass
+        def test_broken(broken): pass
+        @pytest.mark.xfail
+        def test_xfails(): assert 0
+        @pytest.mark.parametrize("number", range(3))
+        def test_each(number): assert number == 1
+        """
+    )
+    for args in (("-rA",), ("-rA", "--crate-scope=module"), ("-rA", "--maxfail=3")):
+        run = both_ways(*args, crated=True)
+        assert "failed: 0 1" in run.text
+        assert "failed: 1 0" in run.text
+
+
 def test_what_a_body_changes_stays_inside(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """Directory, environment, modules, warnings filters and umask changed by one body are as before for the next."""
     pytester.makepyfile(
