@@ -189,9 +189,8 @@ class Rider:
 
     def logs(self, report: pytest.TestReport) -> None:
         """Count a report as pytest's session does, and send one that isn't a phase's, such as a subtest's."""
-        if report.failed and not hasattr(report, "wasxfail"):
-            # For fixtures that look whether their test has failed. It is pytest that stops after so many.
-            self.item.session.testsfailed += 1
+        # For a fixture that looks whether its test has failed, and subtests, which end with the run (--maxfail).
+        self.item.session.pytest_runtest_logreport(report)
         if self._gone_through:
             return
         if self.phase == "teardown" and self._phase_report is not None and report.when == "setup":
