@@ -359,7 +359,7 @@ class Conductor:
                 return report
             if walk.is_phase_report(report):
                 report = _mirrored(walk, call, report)
-                reach.tell(report, self.crates.hides)
+                reach.tell(report, self.crates.hidden)
         if report.when == "teardown" and specs.SPEC in item.stash:
             self._attach(item, walk, report)
         return report
@@ -432,7 +432,7 @@ class Conductor:
         if rider is not None:
             rider.logs(report)
         else:  # a subtest's, from a child
-            reach.tell(report, self.crates.hides)
+            reach.tell(report, self.crates.hidden)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_exception_interact(self) -> None:
@@ -511,9 +511,11 @@ def _mirrored(walk: Walk, call: pytest.CallInfo[None], own: pytest.TestReport) -
             # The child's part failed; then a wider fixture's teardown failed in pytest, too.
             sections.append(("teardown inside the crate", mirrored.longreprtext))
         report.sections = sections
-    if call.excinfo is not None and isinstance(call.excinfo.value, CrateFailed):
-        _speak_for_the_child(walk, call.excinfo.value, report)
-        if walk.item.config.getoption("usepdb", False):
+    failure = None if call.excinfo is None else _crate_failure(call.excinfo.value)
+    if failure is not None:
+        _speak_for_the_child(walk, failure, report)
+        # (One of a group leaves others to be looked at.)
+        if call.excinfo is not None and call.excinfo.value is failure and walk.item.config.getoption("usepdb", False):
             # The process that failed is gone: a debugger would show where pytest waited for it.
             call.excinfo = None
     if report.failed and walk.result is not None:
@@ -553,13 +555,28 @@ def _with_output(sections: list[tuple[str, str]], added: list[tuple[str, str]]) 
     )
 
 
+def _crate_failure(error: BaseException) -> CrateFailed | None:
+    """Return the crate's failure that an error is, or has in it: pytest groups what several finalizers raise."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := _crate_failure(each)) is not None), None)
+    return error if isinstance(error, CrateFailed) else None
+
+
 def _speak_for_the_child(walk: Walk, failure: CrateFailed, report: pytest.TestReport) -> None:
     report.sections[:0] = [section for section in failure.sections if section not in report.sections]
     # A crash is not the failure that an xfail without raises= foresaw, nor one that a hook may take for a success.
-    foreseen = any("raises" in mark.kwargs for mark in walk.item.iter_markers("xfail"))
-    if not (foreseen and hasattr(report, "wasxfail")):
+    if not (hasattr(report, "wasxfail") and _names(private.expected_failures(walk.item), failure)):
         vars(report).pop("wasxfail", None)
         report.outcome = "failed"
+
+
+def _names(raises: Any, failure: CrateFailed) -> bool:
+    """Tell whether an xfail's ``raises=`` names a crate's failure; there, None is any failure of the test's."""
+    if raises is None:
+        return False
+    if isinstance(raises, (type, tuple)):
+        return isinstance(failure, raises)
+    return bool(raises.matches(failure))  # pytest.RaisesExc, RaisesGroup
 
 
 def host_facts(crates: Crates) -> dict[str, object]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -147,12 +147,15 @@ class Crates:
         view = dataclasses.replace(view, libraries=self._libraries)
         return rootfs.plan_root(spec, view, rootfs=self._open_image(spec.image))
 
-    def hides(self, path: str) -> bool:
-        """Return whether crates on the host's root hide a path of the host's: a home's, a temporary directory's."""
-        view = self._view()
-        shown = (*view.project, *view.kept, *view.writable)
-        place = os.path.realpath(path)
-        return rootfs.is_covered(place, view) and not any(rootfs.is_at_or_below(place, each) for each in shown)
+    def hidden(self, paths: Iterable[str]) -> Iterator[str]:
+        """Yield those of the host's paths that crates on the host's root hide: a home's, a temporary directory's."""
+        view: rootfs.HostView | None = None
+        for path in paths:
+            view = view or self._view()
+            shown = (*view.project, *view.kept, *view.writable)
+            place = os.path.realpath(path)
+            if rootfs.is_covered(place, view) and not any(rootfs.is_at_or_below(place, each) for each in shown):
+                yield path
 
     def _view(self) -> rootfs.HostView:
         kept = tuple(

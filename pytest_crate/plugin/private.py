@@ -19,6 +19,7 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
 from _pytest.junitxml import bin_xml_escape, xml_key
 from _pytest.outcomes import Failed, OutcomeException
+from _pytest.skipping import xfailed_key
 
 __all__ = [
     "Failed",
@@ -35,6 +36,7 @@ __all__ = [
     "drawn",
     "drop_wider_finalizers",
     "dump_stacks_in_time",
+    "expected_failures",
     "failed_subtests",
     "finalizers",
     "fixture_functions",
@@ -473,3 +475,11 @@ def basetemp(config: pytest.Config) -> str | None:
 def show_warning_message(message: warnings.WarningMessage) -> None:
     """Have a warning shown, or recorded, past any filter, with all that it holds: its line, and its source."""
     cast("Any", warnings)._showwarnmsg(message)
+
+
+def expected_failures(item: pytest.Item) -> Any:
+    """Return the ``raises=`` of the xfail that applies to an item, by pytest's own judgement of all its conditions.
+
+    :return: None if it has none, or no xfail applies.
+    """
+    return getattr(item.stash.get(xfailed_key, None), "raises", None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -94,31 +95,37 @@ def _ports(error: OSError) -> Iterator[int]:
         traceback = traceback.tb_next
 
 
-def tell(report: pytest.TestReport, hides: Callable[[str], bool]) -> None:
+def tell(report: pytest.TestReport, hidden: Callable[[Iterable[str]], Iterator[str]]) -> None:
     """In pytest: take what was found off a report, and say of it what is so, in the report's ``Crate`` section.
 
     What it holds is the word of a process that may not be trusted.
 
-    :param hides: whether a crate hides a path of the host's.
+    :param hidden: yields those of the host's paths that a crate hides.
     """
     facts = report.__dict__.pop(ATTRIBUTE, None)
     if not report.failed or not isinstance(facts, Mapping):
         return
-    notes = list(_notes(facts, hides))
+    notes = list(_notes(facts, hidden))
     if notes:
         report.sections.append(failure.notes_section(notes))
 
 
-def _notes(facts: Mapping[str, Any], hides: Callable[[str], bool]) -> Iterator[str]:
+def _notes(facts: Mapping[str, Any], hidden: Callable[[Iterable[str]], Iterator[str]]) -> Iterator[str]:
     if facts.get("network") is True:
         yield failure.no_network()
-    ports = dict.fromkeys(port for port in facts.get("ports", ()) if type(port) is int)
+    ports = dict.fromkeys(port for port in _several(facts, "ports") if type(port) is int)
     if ports:
         listening = _listening_ports()
         yield from (failure.other_loopback(port) for port in list(ports)[:_MOST] if port in listening)
-    paths = dict.fromkeys(path for path in facts.get("paths", ()) if isinstance(path, str) and "\0" not in path)
-    hidden = [path for path in paths if os.path.lexists(path) and hides(path)]
-    yield from (failure.hidden_path(path) for path in hidden[:_MOST])
+    paths = dict.fromkeys(path for path in _several(facts, "paths") if isinstance(path, str) and "\0" not in path)
+    there = filter(os.path.lexists, paths)
+    yield from map(failure.hidden_path, itertools.islice(hidden(there), _MOST))
+
+
+def _several(facts: Mapping[str, Any], name: str) -> list[Any]:
+    """Return what a failure names of a kind, as far as an honest one would go on."""
+    found = facts.get(name)
+    return found[: 2 * _MOST_ERRORS] if isinstance(found, list) else []
 
 
 def _listening_ports() -> set[int]:

@@ -188,7 +188,9 @@ class Rider:
         self._clock.done(_SENT[self.phase])
 
     def logs(self, report: pytest.TestReport) -> None:
-        """Send a report that isn't a phase's, such as a subtest's."""
+        """Count a report as pytest's session does, and send one that isn't a phase's, such as a subtest's."""
+        # For a fixture that looks whether its test has failed, and subtests, which end with the run (--maxfail).
+        self.item.session.pytest_runtest_logreport(report)
         if self._gone_through:
             return
         if self.phase == "teardown" and self._phase_report is not None and report.when == "setup":

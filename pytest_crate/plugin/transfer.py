@@ -138,6 +138,12 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     report.user_properties = unpack_properties(report.user_properties)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     _verify(report)
+    # A hook may have left out what pytest's summaries, and JUnit's, take for granted: the run would end there.
+    if report.failed and report.longrepr is None:
+        report.longrepr = ""
+    elif report.skipped and not (isinstance(report.longrepr, tuple) or hasattr(report, "wasxfail")):
+        path, number, _ = report.location
+        report.longrepr = (path, number or 0, report.longrepr if isinstance(report.longrepr, str) else "")
     return report
 
 

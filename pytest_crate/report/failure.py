@@ -17,10 +17,16 @@ STDERR_LINES = 20
 STDERR_BYTES = 4096
 STACK_LINES = 200
 
-# Frames as faulthandler writes them, the most recent first.
-_FRAME = re.compile(r'  File ".*", line ')
-_PYTEST_FRAME = re.compile(r'  File ".*/(?:_pytest/(?:\w+/)*\w+|pluggy/_\w+|pytest_crate/plugin/\w+)\.py", line ')
-_RUNNER_FRAME = re.compile(r'  File ".*/_pytest/runner\.py", line \S+ in pytest_runtest_(?:setup|call|teardown)')
+# faulthandler cuts a path at 500 characters; but what a body writes in its place may be anything.
+_LINE_CHARS = 4096
+# Frames as faulthandler writes them, the most recent first: a path, and after it the line and the function.
+_FRAME, _PLACE = '  File "', '", line '
+_PYTEST_FILES = (
+    ("/_pytest/", re.compile(r"[\w/]+\.py")),
+    ("/pluggy/", re.compile(r"_\w+\.py")),
+    ("/pytest_crate/plugin/", re.compile(r"\w+\.py")),
+)
+_RUNNER = ("pytest_runtest_setup", "pytest_runtest_call", "pytest_runtest_teardown")
 
 
 def failure_section(
@@ -128,7 +134,8 @@ def _killed(crate: CrateResult) -> str:
 
 def _stacks(stacks: str, when: str) -> list[str]:
     lines: list[str] = []
-    for is_frame, group in itertools.groupby(stacks.rstrip().splitlines(), lambda line: bool(_FRAME.match(line))):
+    cut = (line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]}..." for line in stacks.rstrip().splitlines())
+    for is_frame, group in itertools.groupby(cut, _is_frame):
         part = list(group)
         lines += _without_runner(part) if is_frame else part
     shown = [f"  {terminal_text.harmless(line.expandtabs())}" for line in lines[:STACK_LINES]]
@@ -140,8 +147,23 @@ def _stacks(stacks: str, when: str) -> list[str]:
 def _without_runner(frames: list[str]) -> list[str]:
     """Return one thread's frames without those by which pytest came to the test, a fixture or their teardown."""
     # The outermost counts: a test may itself run pytest, or ask pytest for a fixture.
-    runner = max((index for index, frame in enumerate(frames) if _RUNNER_FRAME.match(frame)), default=0)
-    while runner and _PYTEST_FRAME.match(frames[runner - 1]):
+    runner = max((index for index, frame in enumerate(frames) if _is_of_runner(frame)), default=0)
+    while runner and _is_of_pytest(frames[runner - 1]):
         runner -= 1
     # At 0 there is no such frame, or nothing but them: then it is pytest itself that hangs.
     return [*frames[:runner], "  ... pytest's own frames left out"] if runner else frames
+
+
+def _is_frame(line: str) -> bool:
+    return line.startswith(_FRAME) and _PLACE in line
+
+
+def _is_of_pytest(frame: str) -> bool:
+    path = frame.rpartition(_PLACE)[0]
+    parts = ((path.rpartition(directory), file) for directory, file in _PYTEST_FILES)
+    return any(found and file.fullmatch(rest) for (_, found, rest), file in parts)
+
+
+def _is_of_runner(frame: str) -> bool:
+    path, _, place = frame.rpartition(_PLACE)
+    return path.endswith("/_pytest/runner.py") and place.partition(" in ")[2].startswith(_RUNNER)

@@ -183,7 +183,9 @@ class CrateSandbox:
         Hitting a limit is a result: see :attr:`CompletedRun.exceeded`.
 
         :param input: sent to its standard input, which is empty otherwise.
-        :param timeout: seconds after which it is killed; ``exceeded`` then has ``"timeout"``.
+        :param timeout: seconds after which it is killed; ``exceeded`` then has ``"timeout"``. If another process of
+            the crate traces it, so that it can't be waited for (ptrace(2)), the whole crate is killed seconds later;
+            likewise at ``max_output``.
         :param check: raise :class:`ProgramFailed` unless it ended with status 0 within its limits.
         :param text: ``stdout`` and ``stderr`` are UTF-8 text instead of bytes.
         :param max_output: the most that it may write to both of them together: a size such as ``"64m"``, or None for
@@ -206,7 +208,7 @@ class CrateSandbox:
             stdout, stderr = program.communicate(input, timeout, max_output=max_output)
         except subprocess.TimeoutExpired as expired:
             late = True
-            program.kill_group()
+            program.end()
             stdout, stderr = program.communicate(max_output=max_output)
             stdout, stderr = (
                 _joined(earlier, later) for earlier, later in ((expired.stdout, stdout), (expired.stderr, stderr))

@@ -34,6 +34,9 @@ TAIL_BYTES = 16 << 10
 MAX_OUTPUT = "32m"
 """The most that a program may write, or a file be that is read, unless a test says otherwise."""
 
+# A killed process ends at once, but for the time that giving back its memory takes.
+_KILLED_SECONDS = 3.0
+
 # The longest of one wait: poll(2) takes an int of milliseconds. Who waits longer waits again.
 _LONGEST_WAIT_SEC = 86_400.0
 
@@ -282,9 +285,8 @@ class CratePopen:
         try:
             self._exchange(to_bytes(input), found, end, most_bytes)
         except OverflowError:
-            self.kill_group()
             self._close_streams()
-            self.wait()
+            self.end()
             tails = (bytes(found[name][-TAIL_BYTES:]) for name in ("stdout", "stderr"))
             raise OutputTooLong(self.args[0], most_bytes or 0, *tails) from None
         except TimeoutError:
@@ -369,13 +371,29 @@ class CratePopen:
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL.
+
+        A program that another process traces has not ended for :meth:`wait` before that one lets it go, or ends.
+        """
         self.send_signal(signal.SIGKILL)
 
     def kill_group(self) -> None:
         """Send SIGKILL to the program and to what it started in its own process group."""
         if self.poll() is None:
             self._sandbox.signal(self.pid, signal.SIGKILL, group=True)
+
+    def end(self) -> None:
+        """Kill the program and its process group, and wait for its end.
+
+        If it has not ended in :data:`_KILLED_SECONDS`, because another one in the crate traces it, the whole crate is
+        killed.
+        """
+        self.kill_group()
+        try:
+            self.wait(_KILLED_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._sandbox.kill()
+            self.wait()
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):

@@ -20,7 +20,8 @@ _MAX_DESCRIPTORS = 16
 # What an object, an array, and an element of one take in CPython 3.11, about, beyond what they hold.
 _WEIGHTS = ((b"{", 100), (b"[", 60), (b",", 30))
 _LIGHT_BYTES = 1 << 20
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# One without an end, which is no JSON, goes up to the end: else each quote in it would begin another.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 
 Message = dict[str, Any]
 

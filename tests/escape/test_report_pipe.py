@@ -30,7 +30,7 @@ FORGING = """
 
     def phase(name, when):
         return {"phase": when, "report": report(name, when), "warnings": [], "properties": [], "failed_subtests": 0,
-                "stops": {}, "junit": [], "values": {}, "exception": None, "kept": {}}
+                "stops": {}, "junit": None, "values": {}, "exception": None, "kept": {}}
 
     def forge(data, times=1):
         for name in os.listdir("/proc/self/fd"):
@@ -136,7 +136,8 @@ BAD_PARTS = """
         "sections": [3, [[1]]], "location": [3, [], [1, 2, 3], ["a", "b", "c"], [None, None, None]],
         "user_properties": [3, [1], [[1]]], "when": ["call ", None, 3, []], "outcome": ["x", None, [], "PASSED"],
         "nodeid": [None, 3, []], "wasxfail": [3, [], None], "toterminal": ["x"], "_to_json": [3],
-        "get_sections": [None],
+        "get_sections": [None], "crate": [3, {}, None, {"crates": 3}],
+        "crate_reach": [3, {"ports": 3, "paths": True}, {"ports": [[]], "paths": [{}]}],
         "$report_type": ["x", 3, "CollectReport"],
     }
     CASES = [(key, value, form) for key, values in PARTS.items() for value in values for form in ("logged", "phase")]
@@ -158,9 +159,30 @@ def test_a_report_with_a_part_that_none_has_fails_its_test_alone(run_here: RunHe
     done = run_here(FORGING + BAD_PARTS, args=["--junitxml=junit.xml", "--durations=3"])
     assert "INTERNALERROR" not in done, done[-3000:]
     assert "PASSED test_inner.py::test_after" in done, done[-3000:]
-    forgers = re.findall(r"^(\w+) test_inner\.py::test_forger\[\d+\]", done, re.MULTILINE)
-    assert set(forgers) == {"FAILED"}
-    assert len(forgers) > 70
+    forgers = re.findall(r"^(\w+) test_inner\.py::test_forger\[(\d+)\]", done, re.MULTILINE)
+    failed = {number for outcome, number in forgers if outcome in ("FAILED", "ERROR")}
+    assert failed == {number for _, number in forgers}
+    assert len(failed) > 70
+
+
+@pytest.mark.parametrize("reason", ["None", "'why'"])
+def test_a_skip_for_no_reason_ends_no_run(run_here: RunHere, reason: str) -> None:
+    """A skip without place and reason, over which pytest's summary and JUnit's stumble, is given them."""
+    done = run_here(
+        FORGING
+        + f"""
+    def test_forger():
+        message = phase("test_forger", "call")
+        message["report"] |= {{"outcome": "skipped", "longrepr": {reason}}}
+        forge(frame(message))
+
+    def test_after(): pass
+    """,
+        args=["--junitxml=junit.xml", "-rs"],
+    )
+    assert "INTERNALERROR" not in done, done[-3000:]
+    assert "2 passed" not in done
+    assert "1 passed, 1 skipped, 1 error" in done, done[-3000:]
 
 
 FLOODS = {

@@ -92,7 +92,7 @@ def test_crash_and_expected_failure(pytester: pytest.Pytester, run_inner: RunInn
     """A crash is not what an xfail foresaw, unless raises= names it."""
     pytester.makepyfile(
         """
-        import os, pytest
+        import os, pytest, unittest
         from pytest_crate.plugin import CrateFailed
         @pytest.mark.xfail(reason="something else")
         def test_xfail(): os._exit(1)
@@ -104,11 +104,51 @@ def test_crash_and_expected_failure(pytester: pytest.Pytester, run_inner: RunInn
         def test_named(): os._exit(1)
         @pytest.mark.xfail(raises=(ValueError, CrateFailed), strict=True)
         def test_named_among(): os._exit(1)
+        @pytest.mark.xfail(raises=BaseException)
+        def test_named_by_its_base(): os._exit(1)
+        @pytest.mark.xfail(raises=pytest.RaisesExc(CrateFailed, match="exit status 1"))
+        def test_named_with_its_text(): os._exit(1)
+        @pytest.mark.xfail(False, reason="no", raises=CrateFailed)
+        @pytest.mark.xfail(reason="something else")
+        def test_named_by_one_that_does_not_apply(): os._exit(1)
+        @pytest.mark.xfail(raises=None)
+        def test_nothing_named(): os._exit(1)
+        class TestCase(unittest.TestCase):
+            @unittest.expectedFailure
+            def test_case(self): os._exit(1)
         """
     )
     run = run_inner("--crate-all")
-    assert run.outcomes() == {"failed": 3, "xfailed": 2}
+    assert run.outcomes() == {"failed": 6, "xfailed": 4}
     assert run.of("test_xfail")["wasxfail"] is None
+
+
+@pytest.mark.parametrize("raises", ["", "raises=BaseExceptionGroup"])
+def test_crash_and_expected_failure_beside_another(pytester: pytest.Pytester, run_inner: RunInner, raises: str) -> None:
+    """A crash is not what an xfail foresaw where pytest groups it with a wider fixture's failure, either."""
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        @pytest.fixture(scope="session")
+        def session():
+            yield
+            raise ValueError("session")
+        @pytest.fixture(scope="module")
+        def module():
+            yield
+            raise ValueError("module")
+        @pytest.fixture
+        def crashes():
+            yield
+            os._exit(3)
+        @pytest.mark.xfail({raises})
+        def test_it(session, module, crashes): pass
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"xpassed": 1, "errors": 1}
+    report = run.of("test_it", "teardown")
+    assert all(words in report["longrepr"] for words in ("ended with exit status 3", "session", "module"))
 
 
 def test_forks_and_threads(pytester: pytest.Pytester, run_inner: RunInner) -> None:
@@ -600,3 +640,41 @@ def test_a_crate_that_no_test_gets_into_is_removed(pytester: pytest.Pytester, ru
     run = run_inner()
     assert "Too many open files" in run.of("test_refused", "setup")["longrepr"]
     assert run.of("test_what_is_left")["outcome"] == "passed", run.of("test_what_is_left")["longrepr"]
+
+
+TRACED = """
+import ctypes, os, pytest, time
+libc = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE, PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x4206, 0x59616D61, ctypes.c_ulong(-1)
+def be_traced():
+    libc.prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)  # fails without Yama, where nobody has to be let
+    reading, writing = os.pipe()
+    traced = os.getpid()
+    if os.fork() == 0:
+        os.setsid()
+        if libc.ptrace(PTRACE_SEIZE, traced, 0, 0) == 0:
+            os.write(writing, b"traced")
+        while True: time.sleep(100)
+    assert os.read(reading, 100) == b"traced"
+"""
+
+
+def test_a_crash_while_traced(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A process that another one of its crate traces ends as any: it is waited for when that one has been killed."""
+    pytester.makepyfile(
+        traced=TRACED,
+        test_it="""
+        import os, pytest
+        from traced import be_traced
+        pytestmark = pytest.mark.crate(timeout=20)
+        def test_crash():
+            be_traced()
+            os._exit(3)
+        def test_passes(): be_traced()
+        def test_after(): pass
+        """,
+    )
+    run = run_inner("--durations=0", "-vv")
+    assert run.outcomes() == {"failed": 1, "passed": 2}
+    assert "ended with exit status 3 before it could report" in run.of("test_crash")["longrepr"]
+    assert "timeout" not in run.text

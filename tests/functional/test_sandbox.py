@@ -444,3 +444,60 @@ def test_the_next_tests_crate_is_begun(pytester: pytest.Pytester, run_inner: Run
         """
     )
     assert run_inner().outcomes() == {"passed": 6}
+
+
+def test_a_program_that_cannot_be_reaped(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A program that is kept as a zombie by one that traces it holds up neither timeout nor max_output: its crate ends.
+
+    A killed program that nobody traces does not take its crate with it.
+    """
+    pytester.makefile(
+        ".txt",
+        program="""
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY; fails without Yama
+reading, writing = os.pipe()
+traced = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    if libc.ptrace(0x4206, traced, 0, 0) == 0:  # PTRACE_SEIZE
+        os.write(writing, b"traced")
+    while sys.argv[1:] and os.getppid() == traced: os.write(1, bytes(1000))
+    while True: time.sleep(100)
+assert os.read(reading, 100) == b"traced"
+print("said", flush=True)
+if sys.argv[1:]: time.sleep(100)
+os._exit(7)
+""",
+    )
+    pytester.makepyfile(
+        """
+        import time, pytest
+        from pathlib import Path
+        from pytest_crate.errors import SandboxError
+        from pytest_crate.sandbox.program import OutputTooLong
+
+        ARGV = ["python3", "-c", Path("program.txt").read_text()]
+
+        @pytest.fixture(autouse=True)
+        def in_time():
+            began = time.monotonic()
+            yield
+            assert time.monotonic() - began < 20
+        def test_timeout(crate_sandbox):
+            done = crate_sandbox.run(ARGV, timeout=1)
+            assert (done.returncode, done.stdout, done.exceeded) == (7, "said\\n", ("timeout",))
+            with pytest.raises(SandboxError):
+                crate_sandbox.run(["true"])
+        def test_max_output(crate_sandbox):
+            with pytest.raises(OutputTooLong):
+                crate_sandbox.run([*ARGV, "much"], max_output="1m")
+        def test_no_other(crate_sandbox):
+            with pytest.raises(OutputTooLong):
+                crate_sandbox.run(["cat", "/dev/zero"], max_output="1m")
+            assert crate_sandbox.run(["sleep", "60"], timeout=0.2).exceeded == ("timeout",)
+            assert crate_sandbox.run(["true"]).returncode == 0
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 3}

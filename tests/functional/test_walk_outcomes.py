@@ -537,6 +537,8 @@ def test_subtests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert "test_mixed SUBFAILED[number] (number=1)" in run.text
     assert run.of("test_all_pass", "teardown")["outcome"] == "passed"
     assert len([report for report in run.reports if report["longrepr"] == "contains 1 failed subtest"]) == 3
+    assert "number=3" not in both_ways("-rA", "-v", "-x").text
+    both_ways("-rA", "-v", "--maxfail=4", "--crate-scope=module")
 
 
 def test_doctests(pytester: pytest.Pytester, both_ways: BothWays) -> None:
@@ -658,6 +660,42 @@ def test_a_session_that_should_stop(
     for args in ((), ("--crate-scope=module",)):
         run = both_ways(*args, crated=True)
         assert not [report for report in run.reports if report["nodeid"].endswith("test_never")]
+
+
+def test_the_count_of_failures(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """A fixture can see by ``session.testsfailed`` whether its test has failed; an xfail does not count."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.fixture(scope="module", autouse=True)
+        def wide():
+            yield
+            print("wide down")
+        @pytest.fixture(autouse=True)
+        def screenshot(request, wide):
+            before = request.session.testsfailed
+            yield
+            print("failed:", before, request.session.testsfailed - before)
+        @pytest.fixture
+        def broken(screenshot): raise ValueError
+        def test_fails(): assert 0
+        def test_passes(): pass
+        def test_broken(broken): pass
+        @pytest.mark.xfail
+        def test_xfails(): assert 0
+        @pytest.mark.parametrize("number", range(3))
+        def test_each(number): assert number == 1
+        """
+    )
+    for args in (
+        ("-rA",),
+        ("-rA", "--crate-scope=module"),
+        ("-rA", "-x"),
+        ("-rA", "--maxfail=3", "--crate-scope=module"),
+    ):
+        run = both_ways(*args, crated=True)
+        assert "failed: 0 1" in run.text
+        assert run.text.count("wide down") == 1
 
 
 def test_what_a_body_changes_stays_inside(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -195,3 +196,23 @@ def test_a_stack_of_nothing_but_pytest_stays() -> None:
     """Where pytest itself hangs, or a deep stack's end is missing, nothing is left out."""
     assert _stacks_of(_CALLED, *_RUNNER) == [_CALLED, *_RUNNER]
     assert _stacks_of(_TEST, _CALLED, "  ...") == [_TEST, _CALLED, "  ..."]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '  File "' + "/_pytest" * (1 << 17),
+        '  File "' + "/_pytest" * (1 << 17) + '", line 1',
+        '  File "' + '/_pytest/runner.py", line ' * (1 << 15),
+        '  File "' + '", line ' * (1 << 17),
+        "\t" * (1 << 20),
+        "\n".join(['  File "' + "/_pytest" * 500 + '-", line 1'] * 256),
+    ],
+    ids=["no_end", "long_path", "runners", "ends", "tabs", "many"],
+)
+def test_a_forged_stack_takes_no_time(line: str) -> None:
+    """A stack is a hostile body's word: as much of it as is accepted, a mebibyte, is looked through in a moment."""
+    began = time.process_time()
+    shown = _stacks_of(line, _RUNNER[2])
+    assert time.process_time() - began < 1
+    assert max(map(len, shown)) < 8 * 4096 + 100

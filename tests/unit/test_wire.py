@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,16 @@ def test_a_frame_that_claims_too_much_is_refused_at_once() -> None:
     """Garbage read as a length does not make the reader wait for gigabytes."""
     with pytest.raises(wire.WireError, match="claims"):
         wire.FrameReader().feed(b"\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize("text", [b'\\"', b"\\\\", b'""', b'"\\"'])
+@pytest.mark.parametrize("end", [b"", b"\\", b'"', b'"}'])
+def test_what_a_forged_frame_would_take_is_soon_known(text: bytes, end: bytes) -> None:
+    """Quotes and backslashes without number, and a text without an end, are weighed in linear time."""
+    body = b"{" + b"," * 40_000 + b'"' + text * ((4 << 20) // len(text)) + end
+    began = time.process_time()
+    assert wire.cost_bytes(body) > len(body) + 40_000 * 30
+    assert time.process_time() - began < 2
 
 
 def test_descriptors_ride_with_their_message() -> None:
