@@ -12,6 +12,9 @@ import time
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import libc
 
+KILL_SECONDS = 60.0
+"""How long who has been killed may take to end: giving back its memory, or dumping it, takes a time."""
+
 _LOOK_SEC = 0.02
 _WALL = 0x40000000  # linux/wait.h
 _PTRACE_DETACH = 17  # linux/ptrace.h

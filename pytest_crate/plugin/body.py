@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 import pytest
 
-from pytest_crate.kernel import libc, monotonic, status_flags
+from pytest_crate.kernel import libc, monotonic, processes, status_flags
 from pytest_crate.plugin import keyboard, measured, private, threads, transfer
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -498,28 +498,34 @@ class Body:
         if self.result is not None:
             return self.result.exit
         if self._pid:
-            # Without it, it has just been killed.
-            while self._pidfd >= 0 and not _readable(self._pidfd, self._at_most()):
-                if self.left() != 0:
-                    continue
-                self.exceeded.append("timeout")
-                self._deadline = None
-                self.sandbox.kill()
             try:
-                self._exit = self._reaped()
+                self._exit = self._await_end()
             except ChildProcessError:  # a test suite that waits for any child, in pytest's own process
                 self._exit = Exit()
             self._pid = 0
         return self._exit
 
-    def _reaped(self) -> Exit:
-        """Reap the process, which has ended, or been killed."""
-        pid, status = os.waitpid(self._pid, os.WNOHANG)
-        if not pid:
+    def _await_end(self) -> Exit:
+        """Wait until the process has ended, and reap it.
+
+        :raises ChildProcessError: somebody else has.
+        """
+        status = None
+        # Without a pidfd, it has just been killed.
+        while status is None and self._pidfd >= 0 and not _readable(self._pidfd, self._at_most()):
+            if self.left() == 0:
+                self.exceeded.append("timeout")
+                self._deadline = None
+                break
+            status = processes.collect(self._pid)  # its end is told late where it has us trace a thread of it
+        if status is None:
+            status = processes.collect(self._pid)
+        if status is None:
             # One that traces it comes first, and need not care (ptrace(2)). If that is in the crate, it ends with it.
             self.sandbox.kill()
-            _, status = os.waitpid(self._pid, 0)
-        return Exit.from_wait_status(status)
+            status = processes.wait_for(self._pid, processes.KILL_SECONDS)
+        # If the kernel can't end it, nor can the crate be, which says so.
+        return Exit() if status is None else Exit.from_wait_status(status)
 
     def _stop_clock(self, stop: bool) -> None:
         if stop and self._deadline is not None:

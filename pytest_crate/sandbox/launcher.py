@@ -56,7 +56,6 @@ _READY_SECONDS = 30
 _NOT_READY = f"its process did not get ready within {_READY_SECONDS} s"
 _TOO_MANY = "it has too many files open, for crates and programs that live at once; close some, or raise ulimit -n"
 _PATIENCE_SECONDS = 2.0
-_KILL_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _MOST_STOPS = 30
 # What a kernel says that allows none (clone(2), ERRORS; user_namespaces(7)), or a filter or module (EPERM, EACCES).
@@ -531,10 +530,10 @@ class Launcher:
         if crate.stuck:
             return
         # While pytest lives: its own children, such as a body, it may have yet to reap.
-        self._end_within(crate, _KILL_SECONDS, while_alive=self.pytest_pidfd)
+        self._end_within(crate, processes.KILL_SECONDS, while_alive=self.pytest_pidfd)
         if not (crate.ended or processes.pidfd_has_ended(self.pytest_pidfd)):
             crate.stuck = True
-            detail = f"a process in it has not ended {_KILL_SECONDS:g} s after SIGKILL"
+            detail = f"a process in it has not ended {processes.KILL_SECONDS:g} s after SIGKILL"
             raise SandboxError("end the crate", detail=detail)
 
     def _end_within(self, crate: Crate, patience_sec: float, *, while_alive: int | None = None) -> None:

@@ -80,6 +80,55 @@ def test_a_program_whose_parent_is_made_to_trace_it(run_crated: RunCrated) -> No
     assert run.all_passed(), run.text
 
 
+BODIES = f"""
+    import os, signal, subprocess, sys, threading, time
+    import pytest
+
+    exec({PTRACE!r})
+
+    def traced(then=lambda: None):
+        assert ptrace(0, 0, 0, 0) == 0
+        then()
+
+    def in_a_thread(then=lambda: None):
+        thread = threading.Thread(target=traced, args=(then,), daemon=True)
+        thread.start()
+        time.sleep(0.2)
+
+    @pytest.mark.crate
+    def test_passes():
+        traced()
+
+    @pytest.mark.crate
+    def test_thread():
+        in_a_thread()
+
+    @pytest.mark.crate
+    def test_thread_lives():
+        in_a_thread(signal.pause)
+
+    @pytest.mark.crate(timeout=2)
+    def test_stops():
+        traced()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(100)
+
+    @pytest.mark.crate(timeout=2)
+    def test_thread_is_killed():
+        in_a_thread(signal.pause)
+        time.sleep(100)
+"""
+
+
+def test_a_body_whose_parent_is_made_to_trace_it(run_crated: RunCrated) -> None:
+    """The same of a test's body, whose parent is pytest: it ends as any other, or at its timeout."""
+    run = run_crated(BODIES)
+    killed = {"test_stops": "failed", "test_thread_is_killed": "failed"}
+    assert run.outcomes == {"test_passes": "passed", "test_thread": "passed", "test_thread_lives": "passed"} | killed
+    for name in killed:
+        assert run.crate(name)["exceeded"] == ["timeout"]
+
+
 UNKILLABLE = """
 child = os.fork()
 if child == 0:
@@ -136,7 +185,7 @@ def test_a_crate_that_the_kernel_cannot_end(pytester: pytest.Pytester, run_crate
         from pytest_crate.sandbox import sandbox
         begin, found, _ = sandbox._LAUNCH.rpartition("; main()")
         assert found
-        less = "from pytest_crate.sandbox import launcher; launcher._KILL_SECONDS = 1.0"
+        less = "from pytest_crate.kernel import processes; processes.KILL_SECONDS = 1.0"
         sandbox._LAUNCH = f"{begin}; {less}; main()"
     """)
     run = run_crated(STUCK, "-rE")
