@@ -49,7 +49,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     from pytest_crate.plugin.shared_cache import clean_at_start
     from pytest_crate.sandbox.temporary import TemporaryEntries
 
-    early_config.stash[_ENTRIES] = TemporaryEntries()
+    early_config.stash[_ENTRIES] = entries = TemporaryEntries()
+    early_config.add_cleanup(entries.close)
     clean_at_start(early_config)
 
 
@@ -87,15 +88,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for item in session.items
         for names in (getattr(item, "fixturenames", ()),)
     )
+    entries = config.stash.get(_ENTRIES, None)
     if not (wanted or (config.getoption("crate_all") and session.items)):
+        if entries is not None:
+            entries.close()
         return
     from pytest_crate.plugin.conductor import Conductor
 
-    entries = config.stash.get(_ENTRIES, None)
     if entries is None:  # no early start: the plugin was loaded with -p from a conftest file
         from pytest_crate.sandbox.temporary import TemporaryEntries
 
         entries = TemporaryEntries()
+        config.add_cleanup(entries.close)
     try:
         Conductor.take_over(session, entries)
     except pytest.UsageError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ from pytest_crate.errors import CrateError, HostError, ImageError
 from pytest_crate.plugin import options, private
 from pytest_crate.plugin.shared_cache import SharedCache
 from pytest_crate.plugin.specs import ImageFinder
-from pytest_crate.sandbox import host_view, mounts, rootfs, temporary
+from pytest_crate.sandbox import holders, host_view, mounts, rootfs
 from pytest_crate.sandbox.sandbox import Enforcement, Engine, Sandbox
 from pytest_crate.sandbox.steps import OFF, Clock
+from pytest_crate.sandbox.temporary import TemporaryEntries
 from pytest_crate.spec import CrateSpec
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _Plans = dict[tuple[CrateSpec, str | None, tuple[str | int, ...], bool], tuple[m
 class Crates:
     """The crates of one pytest process; made at collection if a test wants one, closed at the end."""
 
-    def __init__(self, config: pytest.Config, entries: temporary.TemporaryEntries, find_image: ImageFinder) -> None:
+    def __init__(self, config: pytest.Config, entries: TemporaryEntries, find_image: ImageFinder) -> None:
         self.config = config
         self.find_image = find_image
         self.policy = options.unsupported_policy(config)
@@ -50,7 +52,7 @@ class Crates:
         self._plans: _Plans = {}
         self._homes: tuple[str | None, tuple[str, ...]] = (None, ())
         self._cache: SharedCache | None = None
-        self._entries.keep()
+        self._entries.keep(holders.held)
         # Before the first fork: each child would make a numbered directory of its own.
         try:
             basetemp = private.basetemp(config)
@@ -152,8 +154,10 @@ class Crates:
         view: rootfs.HostView | None = None
         for path in paths:
             view = view or self._view()
-            shown = (*view.project, *view.kept, *view.writable)
             place = os.path.realpath(path)
+            # Only what is bound leads to a server: in a directory that is shown copy-on-write nobody answers.
+            kept = view.sockets if is_socket(place) else view.kept
+            shown = (*view.project, *kept, *view.writable)
             if rootfs.is_covered(place, view) and not any(rootfs.is_at_or_below(place, each) for each in shown):
                 yield path
 
@@ -169,7 +173,7 @@ class Crates:
             homes=self._home_directories(),
             project=self._project(),
             kept=kept,
-            sockets=temporary.unix_sockets(kept),
+            sockets=self._entries.sockets(kept, holders.bound_sockets),
             writable=tuple(self._writable()),
             lent=tuple(self._lent),
         )
@@ -244,7 +248,7 @@ class Crates:
 
     def fixture_ready(self) -> None:
         """Note that it has been set up."""
-        self._entries.keep()
+        self._entries.keep(holders.held)
 
     def give_back(self) -> None:
         """Make pytest's own again what other users of an image's crates have left in its directories."""
@@ -264,6 +268,14 @@ class Crates:
     def close(self) -> None:
         """End the engine, and every crate with it."""
         self._engine.close()
+
+
+def is_socket(path: str) -> bool:
+    """Return whether a unix socket is at a path."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except (OSError, ValueError):  # the latter for what can't be a path
+        return False
 
 
 def _numbered_directories(basetemp: str) -> str:

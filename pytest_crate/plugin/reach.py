@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pytest_crate.plugin.crates import is_socket
 from pytest_crate.report import failure
 from pytest_crate.spec import CrateSpec
 
@@ -22,10 +23,12 @@ ATTRIBUTE = "crate_reach"
 
 _MOST = 3  # paths, and ports, told of one failure
 _MOST_ERRORS = 50
+_MOST_SOCKETS = 50
 _UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN))
 # A name that isn't known, for now or at all; EAI_NODATA is glibc's own.
 _NO_NAME = frozenset((socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL, -5))
 _MISSING = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM))
+_NO_SERVER = _MISSING | {errno.ECONNREFUSED}  # unix(7)
 _LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 # As asyncio, urllib3, libpq and URLs have it.
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost|::1\]?)['\"]?(?:,|:)? ?(?:port[= ])?['\"]?(\d{1,5})\b")
@@ -36,7 +39,7 @@ def found(error: BaseException, spec: CrateSpec) -> dict[str, Any]:
     """In the child: return what the errors behind a failure tell of the world outside; often nothing.
 
     :return: builtins: ``network``, whether something unreachable was called; ``ports`` of the loopback interface
-        that refused; ``paths`` that were missing.
+        that refused; ``paths`` that were missing; ``sockets``, paths that may have been meant for a connection.
     """
     facts: dict[str, Any] = {}
     for each in _chain(error):
@@ -59,6 +62,8 @@ def _look_at(error: OSError, spec: CrateSpec, facts: dict[str, Any]) -> None:
     elif spec.image is None and error.errno in _MISSING:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         facts.setdefault("paths", []).extend(map(os.path.abspath, names))
+    if spec.image is None and error.filename is None and error.errno in _NO_SERVER:
+        facts.setdefault("sockets", []).extend(list(_absolute_paths(error))[:_MOST_SOCKETS])
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -81,17 +86,28 @@ def _ports(error: OSError) -> Iterator[int]:
     for match in _ADDRESS.finditer(str(error)):
         yield int(match[1])
     # A socket's own error names no address; whoever connected often has it in a variable.
+    for value in _variables(error):
+        if (
+            type(value) is tuple
+            and len(value) >= 2
+            and type(value[0]) is str
+            and value[0] in _LOOPBACK
+            and type(value[1]) is int
+        ):
+            yield value[1]
+
+
+def _absolute_paths(error: BaseException) -> Iterator[str]:
+    """Yield the absolute paths that those have in a variable whom an error came through."""
+    for value in _variables(error):
+        if type(value) is str and value.startswith("/"):
+            yield value
+
+
+def _variables(error: BaseException) -> Iterator[object]:
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
-        for value in tuple(traceback.tb_frame.f_locals.values()):
-            if (
-                type(value) is tuple
-                and len(value) >= 2
-                and type(value[0]) is str
-                and value[0] in _LOOPBACK
-                and type(value[1]) is int
-            ):
-                yield value[1]
+        yield from tuple(traceback.tb_frame.f_locals.values())
         traceback = traceback.tb_next
 
 
@@ -117,8 +133,10 @@ def _notes(facts: Mapping[str, Any], hidden: Callable[[Iterable[str]], Iterator[
     if ports:
         listening = _listening_ports()
         yield from (failure.other_loopback(port) for port in list(ports)[:_MOST] if port in listening)
-    paths = dict.fromkeys(path for path in _several(facts, "paths") if isinstance(path, str) and "\0" not in path)
-    there = filter(os.path.lexists, paths)
+    paths = filter(os.path.lexists, _paths(facts, "paths"))
+    # Any variable may hold a path: only where a socket is was it one to connect to.
+    sockets = filter(is_socket, _paths(facts, "sockets"))
+    there = dict.fromkeys(itertools.chain(paths, sockets))
     yield from map(failure.hidden_path, itertools.islice(hidden(there), _MOST))
 
 
@@ -126,6 +144,10 @@ def _several(facts: Mapping[str, Any], name: str) -> list[Any]:
     """Return what a failure names of a kind, as far as an honest one would go on."""
     found = facts.get(name)
     return found[: 2 * _MOST_ERRORS] if isinstance(found, list) else []
+
+
+def _paths(facts: Mapping[str, Any], name: str) -> list[str]:
+    return [path for path in _several(facts, name) if isinstance(path, str) and "\0" not in path]
 
 
 def _listening_ports() -> set[int]:

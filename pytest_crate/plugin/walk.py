@@ -36,7 +36,7 @@ from pytest_crate.plugin.report_pipe import LEAVE, NEXT_PHASE, PHASE_BEGINS
 from pytest_crate.plugin.rider import RIDER, Rider, die
 from pytest_crate.plugin.sharing import Sharing, number_of
 from pytest_crate.result import CrateResult, Exit, Limit
-from pytest_crate.sandbox import wire
+from pytest_crate.sandbox import made, wire
 from pytest_crate.sandbox.steps import OFF, Clock, Running
 from pytest_crate.spec import CrateSpec
 
@@ -276,6 +276,7 @@ class Walk:
                 ours.pop_all()
         if pid == 0:
             collector.in_child(frozen)
+            made.deafen()
             self.rider = rider = Rider(self.item, body, self._output, self._in_step, self._interplay, childs)
             self.item.config.stash[RIDER] = rider
             rider.enter(here, self.plugin)
