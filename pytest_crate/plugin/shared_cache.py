@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,9 @@ _VALUES = "v"  # the directory of the values, in the cache's
 # Of directories in one another. A body can make so many that who walks through them runs out of stack, or of
 # descriptors; a value is as deep as its name has slashes, and none has that many.
 _MOST_LEVELS = 64
+# A name with slashes makes some. A body makes tens of thousands in a second, which every walk would meet again.
+_MOST_DIRECTORIES = 4096
+_NAME_BYTES, _PATH_BYTES = 256, 2048  # of a file's name (limits.h), and of the part of a path that is in an id
 # A file system's clock may stand still for as long (inode(7): timestamps are of the last tick).
 _CLOCK_NSEC = 100_000_000
 # Of a value. pytest takes it whole into its memory, and as objects several times over; the ids of half a million tests
@@ -26,11 +32,16 @@ class SharedCache:
 
     def __init__(self, directory: str) -> None:
         self._values = os.path.join(directory, _VALUES)
+        self._own = {os.path.join(self._values, *name.split("/")): is_it for name, is_it in _OWN.items()}
         self._known: dict[str, int] = {}
         self._files: list[str] = []
 
     def clean(self) -> None:
-        """Remove from the values what is no file or directory, or too large, where anything has changed since."""
+        """Where anything has changed since, remove from the values what pytest would stumble over.
+
+        That is what is no file or directory, or too large, directories beyond a number, and a value of pytest's own
+        that isn't as pytest writes it: pytest takes those apart without looking.
+        """
         if (
             not self._known
             or any(_changed(path) != when for path, when in self._known.items())
@@ -45,21 +56,84 @@ class SharedCache:
             if not stat.S_ISDIR(os.lstat(self._values).st_mode):
                 os.unlink(self._values)
             # Never by a path: a body of another worker may put a link there meanwhile.
+            room = _MOST_DIRECTORIES
             for path, directories, files, place in os.fwalk(self._values):
+                _remove(directories[room:], place)
+                del directories[room:]
+                room -= len(directories)
                 for name in (*directories, *files):
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=place, follow_symlinks=False)
                         if stat.S_ISDIR(status.st_mode):
                             continue
-                        if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES:
-                            self._files.append(os.path.join(path, name))
-                        else:
+                        file = os.path.join(path, name)
+                        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
                             os.unlink(name, dir_fd=place)
+                            continue
+                        self._files.append(file)
+                        if file in self._own:
+                            if not _is_value(place, name, self._own[file]):
+                                os.unlink(name, dir_fd=place)
+                            yield file, _settled(status.st_ctime_ns)
                 if path.count(os.sep) - self._values.count(os.sep) >= _MOST_LEVELS:
                     directories.clear()
-                when = os.fstat(place).st_ctime_ns
-                # Of what has just changed, the next change may bear the same time.
-                yield path, when if time.time_ns() - when > _CLOCK_NSEC else 0
+                yield path, _settled(os.fstat(place).st_ctime_ns)
+
+
+def _remove(names: list[str], place: int) -> None:
+    if names:
+        from pytest_crate.images.tree import remove_tree  # rarely: every run imports this module
+
+        for name in names:
+            remove_tree(place, os.fsencode(name))
+
+
+def _settled(when_nsec: int) -> int:
+    """Return a time of change; 0 if the next change may bear the same one."""
+    return when_nsec if time.time_ns() - when_nsec > _CLOCK_NSEC else 0
+
+
+def _is_value(place: int, name: str, is_it: Callable[[Any], bool]) -> bool:
+    """Whether a file in a directory holds such a value, in JSON."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+    try:
+        with open(descriptor, encoding="utf-8") as file:
+            return is_it(json.loads(file.read(_MOST_BYTES)))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _are_failed(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(failed, bool) for failed in value.values()) and _are_ids([*value])
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and _is_id(name) for name in value)
+
+
+def _is_id(name: str) -> bool:
+    path = name.encode().partition(b"::")[0]
+    # With --last-failed pytest looks for the file, which must not fail by its name.
+    return len(path) < _NAME_BYTES or (len(path) < _PATH_BYTES and max(map(len, path.split(b"/"))) < _NAME_BYTES)
+
+
+def _is_step(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    failed, when = value.get("last_failed"), value.get("last_cache_date_str")
+    return (
+        (failed is None or _are_ids([failed]))
+        # pytest takes it from a time without a zone.
+        and (isinstance(when, str) and dt.datetime.fromisoformat(when).tzinfo is None)
+    )
+
+
+# pytest's own values, of which it writes (8.4 to 9.2): {id: True}, [id], and where --stepwise stopped.
+_OWN: dict[str, Callable[[Any], bool]] = {
+    "cache/lastfailed": _are_failed,
+    "cache/nodeids": _are_ids,
+    "cache/stepwise": _is_step,
+}
 
 
 def _changed(path: str) -> int:

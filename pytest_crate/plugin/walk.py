@@ -576,6 +576,7 @@ class Walk:
             report.nodeid == other.nodeid for other in self.item.session.items
         ):
             raise ValueError(f"a report of {report.nodeid}")
+        self._interplay.verify_report(self.item, report)
         return report
 
     def _release(self) -> None:

@@ -31,6 +31,7 @@ from pytest_crate.sandbox.program import (
     to_bytes,
     verify_arguments,
     verify_path,
+    verify_user,
     verify_variables,
 )
 from pytest_crate.sandbox.programs import FULL
@@ -39,6 +40,8 @@ from pytest_crate.spec import CrateSpec, format_size
 from pytest_crate.usage import Usage
 
 _HEAD_BYTES = 256
+# procfs takes as much memory as a read asks for, and refuses to where that is much (ip_forward: 4 MiB).
+_CHUNK_BYTES = 1 << 18
 _ORDER: tuple[Limit, ...] = ("memory", "pids", "timeout")
 
 # A test's author is shown the test's line, not ours, where the mistake or the refusal is the test's (pytest's
@@ -94,14 +97,16 @@ class CrateSandbox:
         arguments = verify_arguments(argv)
         if self._result is not None:
             raise SandboxError(f"run {arguments[0]}", detail="the crate is closed")
-        verify_variables(env or {})
+        env = {} if env is None else env
+        verify_variables(env)
         variables = program_environment(self.spec, os.environ)
-        for name, value in (env or {}).items():
+        for name, value in env.items():
             if value is None:
                 variables.pop(name, None)
             else:
                 variables[name] = value
         default = self.spec.workdir or ("/" if self.spec.image is not None else os.getcwd())
+        verify_user(user)
         if user is None:
             # An image's root is looked up in its user database like any other user: it has a home there.
             user = self.spec.user or (None if self.spec.image is None else "0")
@@ -291,12 +296,20 @@ class CrateSandbox:
         most_bytes = parse_most(max_size, "max_size")
         step = "read a file of the crate's"
         # A link may lead to one of procfs that refuses.
-        with open(self._open(path, os.O_RDONLY), "rb") as file, libc.os_step(step, "read", os.fspath(path)):
+        with (
+            open(self._open(path, os.O_RDONLY), "rb", buffering=0) as file,
+            libc.os_step(step, "read", os.fspath(path)),
+        ):
             if most_bytes is None:
                 return file.read()
-            # It may grow while it is read.
-            if os.fstat(file.fileno()).st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
-                return data
+            if os.fstat(file.fileno()).st_size <= most_bytes:
+                data = bytearray()
+                # It may grow while it is read.
+                while len(data) <= most_bytes:
+                    chunk = file.read(min(_CHUNK_BYTES, most_bytes + 1 - len(data)))
+                    if not chunk:
+                        return bytes(data)
+                    data += chunk
         detail = f"it has more than max_size={format_size(most_bytes)}"
         raise SandboxError(step, path=os.fspath(path), detail=detail)
 
@@ -311,6 +324,11 @@ class CrateSandbox:
 
         :raises SandboxError: it can't be written.
         """
+        # Before there is nothing left of what it held.
+        try:
+            memoryview(data)
+        except TypeError:
+            raise TypeError(f"data must be bytes, not {type(data).__name__}: text is for write_text") from None
         descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         # The rest is written when it is closed.
         with libc.os_step("write a file of the crate's", "write", os.fspath(path)), open(descriptor, "wb") as file:
@@ -318,6 +336,8 @@ class CrateSandbox:
 
     def write_text(self, path: str | os.PathLike[str], text: str, encoding: str = "utf-8") -> None:
         """Make or replace a file's contents with text; see :meth:`write_bytes`."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a string, not {type(text).__name__}: bytes are for write_bytes")
         self.write_bytes(path, text.encode(encoding))
 
     # -- looking in ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -29,6 +29,7 @@ from pytest_crate.usage import Usage
 _PIPE_BYTES = 2 << 20  # more than two pipes hold (pipe(7): 64 KiB each, or fs.pipe-max-size, 1 MiB)
 _PAGE_BYTES = 4 << 10
 TAIL_BYTES = 16 << 10
+_LAST_ID = 2**32 - 2  # the next one is "no id" (chown(2))
 """So much of what a program wrote last is kept for a report."""
 
 MAX_OUTPUT = "32m"
@@ -178,7 +179,7 @@ class CratePopen:
                 raise ValueError(f"{name} can't be STDOUT: only stderr can be where stdout is")
             return os.dup(theirs[1])
         if given != subprocess.PIPE:
-            return self._lend(given if isinstance(given, int) else given.fileno())
+            return self._lend(_descriptor(name, given))
         reading, writing = os.pipe2(os.O_CLOEXEC)
         ours, other = (writing, reading) if name == "stdin" else (reading, writing)
         stream: IO[Any] = open(ours, "wb" if name == "stdin" else "rb", buffering=-1)  # noqa: SIM115
@@ -420,6 +421,21 @@ class CratePopen:
             self.wait()
 
 
+def _descriptor(name: str, given: int | IO[Any]) -> int:
+    """Return the descriptor that is given as one of a program's streams."""
+    try:
+        descriptor = given if isinstance(given, int) else given.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        raise TypeError(
+            f"{name} must be PIPE, DEVNULL, a file with a descriptor, a descriptor or None, not {given!r}"
+        ) from None
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        raise ValueError(f"{name}: descriptor {descriptor} is not open") from None
+    return descriptor
+
+
 def end_after(timeout: float | None) -> float | None:
     """Return the time of :func:`monotonic.seconds` that is so many seconds ahead; None for no end."""
     if timeout is None:
@@ -442,9 +458,9 @@ def parse_most(most: str | int | None, name: str = "max_output") -> int | None:
 
 
 def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    if isinstance(argv, (str, bytes)) or not argv:
+    if not isinstance(argv, Iterable) or isinstance(argv, (str, bytes)) or not argv:
         raise TypeError(f"argv must be a non-empty list of strings, not {argv!r}")
-    arguments = tuple(os.fspath(argument) for argument in argv)
+    arguments = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in argv)
     for argument in arguments:
         if not isinstance(argument, str):
             raise TypeError(f"argv must be a list of strings, and {argument!r} is none")
@@ -457,6 +473,8 @@ def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
 
 
 def verify_variables(env: Mapping[str, str | None]) -> None:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a dictionary of variables, not {env!r}")
     for name, value in env.items():
         if not isinstance(name, str):
             raise TypeError(f"env: a variable's name must be a string, not {name!r}")
@@ -472,13 +490,20 @@ def verify_path(name: str, path: str | os.PathLike[str]) -> str:
 
     :raises ValueError: the kernel would take a part of it for the whole, or it can't be written.
     """
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a string or a path of one, not {text!r}")
     if "\0" in text:
         raise ValueError(f"{name}: a null character in {text!r}")
     os.fsencode(text)
     return text
+
+
+def verify_user(user: str | int | None) -> None:
+    if user is not None and (isinstance(user, bool) or not isinstance(user, (str, int))):
+        raise TypeError(f"user must be a name or an id, not {user!r}")
+    if isinstance(user, int) and not 0 <= user <= _LAST_ID:
+        raise ValueError(f"user must be an id from 0 to {_LAST_ID}, not {user}")
 
 
 def to_bytes(data: str | bytes | None) -> bytes:

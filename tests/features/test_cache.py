@@ -230,6 +230,84 @@ def test_values_without_end(pytester: pytest.Pytester, run_inner: RunInner, ther
         assert run.outcomes() == {"passed": 4}, run.text
 
 
+_BROKEN = {
+    "deep": "[" * 200000,
+    "list": "[1]",
+    "ids": '["test_it.py::test_it"]',
+    "number": "5",
+    "name": json.dumps({"a" * 5000: True}),
+    "surrogate": json.dumps({"\udcff": True}),
+    "zone": json.dumps(
+        {"last_failed": "test_it.py::test_it", "last_test_count": 1, "last_cache_date_str": "2020-01-01T00:00:00+01:00"}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _BROKEN)
+def test_values_of_pytests_own_that_are_none(
+    pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, kind: str
+) -> None:
+    """What a run that was killed left in place of pytest's own values is removed before pytest takes it apart."""
+    cache = tmp_path / "plain.cache/v/cache"
+    cache.mkdir(parents=True)
+    pytester.makepyfile(test_it="def test_it(): pass")
+    for option in "--lf", "--sw", "--nf":
+        for name in "lastfailed", "nodeids", "stepwise":
+            (cache / name).write_text(_BROKEN[kind])
+        run = run_inner(option)
+        assert run.outcomes() == {"passed": 1}, run.text + run.result.stderr.str()
+
+
+def test_a_value_that_nests_too_deep(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A body that writes one in place of what pytest reads at the run's end does not take the summary away."""
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.crate
+        def test_writes(cache):
+            cache.set("cache/lastfailed", {})
+            (cache._cachedir / "v/cache/lastfailed").write_text("[" * 200000)
+        def test_writes_in_place(cache):
+            with open(cache._cachedir / "v/cache/lastfailed", "w") as file: file.write("[" * 200000)
+        def test_fails(): assert 0
+        """
+    )
+    run = run_inner()
+    assert run.outcomes() == {"passed": 2, "failed": 1}, run.text + run.result.stderr.str()
+    assert "short test summary" in run.text
+
+
+def test_values_of_pytests_own_are_kept(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """pytest's own values are as they are without crates: --lf, --sw and --nf go on from the run before."""
+    pytester.makepyfile("def test_passes(): pass\ndef test_fails(): assert 0\ndef test_last(): pass")
+    assert run_inner("--crate-all", "--sw").outcomes() == {"passed": 1, "failed": 1}
+    cache = tmp_path / "plain.cache/v/cache"
+    before = {path.name: path.read_text() for path in cache.iterdir()}
+    assert sorted(before) == ["lastfailed", "nodeids", "stepwise"]
+    assert run_inner("--crate-all", "--collect-only").ret == 0
+    assert {path.name: path.read_text() for path in cache.iterdir()} == before
+    assert run_inner("--crate-all", "--sw").outcomes() == {"failed": 1, "deselected": 1}
+    assert run_inner("--crate-all", "--lf").outcomes() == {"failed": 1}
+
+
+def test_directories_in_any_number(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """Of the directories that a body makes among the values a number is left; what has been there stays a value."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        pytestmark = pytest.mark.crate
+        def test_makes(cache):
+            cache.set("own/value", 1)
+            for number in range(9000): os.mkdir(cache._cachedir / "v/own" / str(number))
+            (cache._cachedir / "v/own/0/below").mkdir()
+        def test_after(cache): assert cache.get("own/value", 0) == 1
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 2}
+    made = [path for path in (tmp_path / "plain.cache/v").rglob("*") if path.is_dir() and path.name != "cache"]
+    assert len(made) == 4096
+
+
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

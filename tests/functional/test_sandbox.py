@@ -263,7 +263,7 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
     """Arguments, variables, input and timeouts that make no sense are errors before anything runs, never a status."""
     pytester.makepyfile(
         """
-        import pytest
+        import io, pytest
         from pytest_crate.errors import SandboxError
 
         WRONG = [
@@ -281,6 +281,18 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
             (dict(argv=["true"], timeout=-1), ValueError, "above 0"),
             (dict(argv=["true"], timeout="1"), TypeError, "number of seconds"),
             (dict(argv=["true"], timeout=float("nan")), ValueError, "NaN"),
+            (dict(argv=5), TypeError, "argv must be a non-empty list of strings, not 5"),
+            (dict(argv=["true", 5]), TypeError, "argv must be a list of strings, and 5 is none"),
+            (dict(argv=["true"], env=["A=1"]), TypeError, "env must be a dictionary of variables, not .'A=1'"),
+            (dict(argv=["true"], cwd=3), TypeError, "cwd must be a string or a path of one, not 3"),
+            (dict(argv=["true"], user=(1, 2)), TypeError, "user must be a name or an id, not .1, 2"),
+            (dict(argv=["true"], user=-1), ValueError, "user must be an id from 0 to 4294967294, not -1"),
+            (dict(argv=["true"], user=2**40), ValueError, "user must be an id from 0 to 4294967294, not 1099"),
+        ]
+        STREAMS = [
+            ("x", TypeError, "stdin must be PIPE, DEVNULL, a file with a descriptor, a descriptor or None, not 'x'"),
+            (io.StringIO(), TypeError, "stdin must be PIPE, .*StringIO"),
+            (999, ValueError, "stdin: descriptor 999 is not open"),
         ]
         def test_it(crate_sandbox):
             for keys, kind, words in WRONG:
@@ -289,6 +301,17 @@ def test_what_can_not_be_run(pytester: pytest.Pytester, run_inner: RunInner) -> 
             for use in (crate_sandbox.read_bytes, lambda path: crate_sandbox.write_bytes(path, b"")):
                 with pytest.raises(ValueError, match="path: a null character"):
                     use("/etc/hostname\\0x")
+            for stdin, kind, words in STREAMS:
+                with pytest.raises(kind, match=words):
+                    crate_sandbox.popen(["true"], stdin=stdin)
+            with pytest.raises(TypeError, match="path must be a string or a path of one, not 3"):
+                crate_sandbox.read_text(3)
+            crate_sandbox.write_text("/tmp/kept", "kept")
+            with pytest.raises(TypeError, match="data must be bytes, not str: text is for write_text"):
+                crate_sandbox.write_bytes("/tmp/kept", "text")
+            with pytest.raises(TypeError, match="text must be a string, not NoneType: bytes are for write_bytes"):
+                crate_sandbox.write_text("/tmp/kept", None)
+            assert crate_sandbox.read_text("/tmp/kept") == "kept"
             assert crate_sandbox.read_bytes("/etc/hostname")
             assert crate_sandbox.usage.cpu_usage_usec == 0, "nothing has run"
             assert crate_sandbox.run(["cat"], input=bytearray(b"bytes"), text=False).stdout == b"bytes"
@@ -323,10 +346,14 @@ def test_a_file_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> N
                 assert len(crate_sandbox.read_bytes("/tmp/some", max_size=most)) == 40 << 20
             with pytest.raises(ValueError, match="max_size must be a size such as '64m', or None .*, not 'x'"):
                 crate_sandbox.read_text("/tmp/some", max_size="x")
+
+        def test_of_procfs(crate_sandbox):
+            for most in "32m", None, "1g":
+                assert crate_sandbox.read_text("/proc/sys/net/ipv4/ip_forward", max_size=most) in ("0\\n", "1\\n")
         """
     )
     run = run_inner()
-    assert run.outcomes() == {"passed": 2}, run.text
+    assert run.outcomes() == {"passed": 3}, run.text
 
 
 def test_output_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> None:

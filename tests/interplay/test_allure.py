@@ -139,3 +139,18 @@ def test_what_is_no_unicode(pytester: pytest.Pytester, run_inner: RunInner, tmp_
     found = json.loads(text)
     assert (found["name"], found["steps"][0]["name"]) == ("b\\udcff", "c\\udcff")
     assert "a\\udcff" in [label["value"] for label in found["labels"]]
+
+
+def test_attachments_are_no_tests(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """An attachment with an extension that makes a module of tests of it is not kept: the next run would take it."""
+    pytester.makepyfile(
+        """
+        import allure
+        def test_attaches(): allure.attach(b"open('more', 'w')", "code", extension="x_test.py")
+        def test_code(): allure.attach(b"open('more', 'w')", "code", extension="py")
+        """
+    )
+    run = run_inner("--crate-all", "--alluredir=results", plugins=["allure_pytest"])
+    assert run.outcomes() == {"passed": 2, "errors": 1}
+    assert "would take" in run.of("test_attaches", "teardown")["longrepr"]
+    assert [path.name[36:] for path in pytester.path.rglob("*-attachment.*")] == ["-attachment.py"]

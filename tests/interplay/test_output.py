@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,34 @@ def test_html(pytester: pytest.Pytester, run_inner: RunInner) -> None:
         )
     _assert_equal(blobs[1], blobs[0])
     assert base64.b64encode(b"added").decode() in json.dumps(blobs[0])
+
+
+@pytest.mark.parametrize("kind", ["path", "module", "tests", "decoded", "shape"])
+def test_html_keeps_nothing_that_is_run(
+    pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, kind: str
+) -> None:
+    """A test says neither where pytest-html writes an extra, nor has it write what a later run would execute."""
+    outside = str(tmp_path / "outside")
+    extension = {"path": outside.rjust(255, "/"), "module": "py"}.get(kind, "txt")
+    pytester.makepyfile(
+        f"""
+        import base64
+        from pytest_html import extras as of
+        def test_adds(extras):
+            content = ">>> print(1)"
+            extra = of.image(base64.b64encode(content.encode()).decode()) if {kind!r} == "decoded" else of.text(content)
+            extra["extension"] = {extension!r}
+            if {kind!r} == "shape": del extra["extension"]
+            extras.append(extra)
+        def test_is_fine(extras): extras.append(of.text("text")), extras.append(of.url("https://example.org"))
+        """
+    )
+    run = run_inner("--crate-all", "--html=it.html", plugins=["html", "html_fixtures", "metadata"], env=_STEADY)
+    assert run.of("test_is_fine")["outcome"] == "passed"
+    assert "what html takes from a report" in run.text
+    assert not (tmp_path / "outside").exists()
+    kept = [path.name for path in (pytester.path / "assets").iterdir()]
+    assert sorted(kept) == ["style.css", "test_html_keeps_nothing_that_is_run.py__test_is_fine_0_0.txt"]
 
 
 def test_json_report(pytester: pytest.Pytester, run_inner: RunInner) -> None:

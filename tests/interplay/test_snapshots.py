@@ -181,3 +181,59 @@ def test_regressions_stay_at_home(pytester: pytest.Pytester, run_inner: RunInner
     assert not list(tmp_path.rglob("evil*"))
     assert not (pytester.path / "evil.py").exists()
     assert not list((pytester.path / "test_it").glob("[!l]*"))
+
+
+@pytest.mark.parametrize("fixture", ["data_regression", "file_regression"])
+def test_regressions_bring_nothing_that_is_run(pytester: pytest.Pytester, run_inner: RunInner, fixture: str) -> None:
+    """What pytest or Python would execute later stays in the crate, and the test that made it has an error."""
+    directory = pytester.path / "test_it"
+    directory.mkdir()
+    script = directory / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    content = {"test_more.txt": ">>> open('more', 'w')", "test_none.txt": "none", "a.yml": "b"}
+    names = ["conftest.py", "test_more.py", "part.so", "pytest.ini", "pyproject.toml", "script", *content]
+    pytester.makepyfile(
+        test_it=f"""
+        import pytest
+        from pathlib import Path
+        @pytest.mark.parametrize("name", {names!r})
+        def test_writes({fixture}, name):
+            directory = Path(__file__).with_suffix("")
+            directory.joinpath(name).write_text({content!r}.get(name, "open('more', 'w')"))
+        def test_writes_two({fixture}):
+            directory = Path(__file__).with_suffix("")
+            directory.joinpath("b.yml").write_text("c")
+            directory.joinpath("conftest.py").write_text("open('more', 'w')")
+        """
+    )
+    run = run_inner("--crate-all", plugins=["regressions", "pytest-datadir"])
+    kept = ["a.yml", "test_none.txt"] if fixture == "file_regression" else ["a.yml"]
+    assert sorted(_files(directory)) == sorted(["script", *kept])
+    assert script.read_text() == "#!/bin/sh\n"
+    assert run.outcomes() == {"passed": 10, "errors": 10 - len(kept)}
+    for name, said in {
+        "conftest.py": "would be a module of Python's",
+        "test_more.txt": "the next run would take",
+        "pytest.ini": "would be a configuration",
+        "script": "is executable",
+    }.items():
+        assert said in run.of(f"test_writes[{name}]", "teardown")["longrepr"]
+    if fixture == "data_regression":
+        assert "which end in .yml" in run.of("test_writes[test_none.txt]", "teardown")["longrepr"]
+
+
+def test_syrupy_writes_nothing_that_is_run(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A snapshot that would be a module stays in the crate, and the test that made it has an error."""
+    pytester.makepyfile(
+        test_it="""
+        from syrupy.extensions.single_file import SingleFileSnapshotExtension
+        class Code(SingleFileSnapshotExtension):
+            file_extension = "py"
+        def test_writes(snapshot): assert b"x = 1" == snapshot(extension_class=Code, name="conftest")
+        """
+    )
+    run = run_inner("--crate-all", "--snapshot-update", plugins=["syrupy"])
+    assert run.outcomes() == {"passed": 1, "errors": 1}
+    assert "would be a module of Python's" in run.of("test_writes", "teardown")["longrepr"]
+    assert not list(pytester.path.rglob("__snapshots__/**/*.py"))

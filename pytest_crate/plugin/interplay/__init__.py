@@ -20,6 +20,7 @@ _ADAPTERS = (
     ("benchmark", "pytest_benchmark"),
     ("coverage", ""),  # may be started at any time, by a wider fixture too
     ("django", "pytest_django"),
+    ("html", "pytest_html"),
     ("httpserver", "pytest_httpserver"),
     ("hypothesis", "hypothesis"),
     ("postgresql", "pytest_postgresql"),
@@ -99,6 +100,17 @@ class Interplay:
                 if data is not None:
                     taken[name] = {"data": data}
         return taken
+
+    def verify_report(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """In pytest, before a report of a child's is used: verify what plugins take from it.
+
+        :raises ValueError: it is not what they take; with the plugin's name.
+        """
+        for name, adapter in self._adapters.items():
+            try:
+                adapter.verify_report(item, report)
+            except Exception as error:
+                raise ValueError(f"what {name} takes from a report: {type(error).__name__}: {error}") from error
 
     def give_phase(self, item: pytest.Item, taken: Mapping[str, Any]) -> None:
         """In pytest, before a phase's report is made: give each plugin what :meth:`take_phase` returned.

@@ -45,6 +45,12 @@ class Adapter:
         Short: it goes with the report.
         """
 
+    def verify_report(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """In pytest, before a report of a child's is used: verify what the plugin has added to it, or takes from it.
+
+        :raises ValueError, TypeError, KeyError: it is not what it should be.
+        """
+
     def give_phase(self, item: pytest.Item, data: Any) -> None:
         """In pytest, before the report of a phase is made: use what :meth:`take_phase` returned, as :meth:`give`."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_crate.plugin import transfer
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
+from pytest_crate.plugin.interplay.inert import verify_no_tests
 
 _ATTACHMENT = re.compile(r"[0-9a-f-]{36}-attachment\.[\w.-]{1,50}", re.ASCII)
 _ADDED = ("add_label", "add_link")
@@ -79,7 +81,10 @@ class _Results(Adapter):
         for name, body in expect(data["attached"], dict).items():
             if not _ATTACHMENT.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of an attachment")
-            hook.report_attached_data(body=to_bytes(expect(body, str)), file_name=name)
+            attached = to_bytes(expect(body, str))
+            # Its extension is the test's own word: x_test.py makes a module of tests of it.
+            verify_no_tests(item, Path(item.config.getoption("allure_report_dir")).absolute() / name, attached)
+            hook.report_attached_data(body=attached, file_name=name)
         for fields in expect(containers, list):
             made = {name: _unpacked(name, value) for name, value in expect(fields, dict).items()}
             hook.report_container(container=model.TestResultContainer(**made))

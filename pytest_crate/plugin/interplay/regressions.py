@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
+from pytest_crate.plugin.interplay.inert import verify_inert
 
 _SUFFIX = "_regression"
+# What each fixture adds to a name (pytest-regressions 2.11); others, such as file_regression, add what the test says.
+_EXTENSIONS = {
+    "data_regression": ".yml",
+    "dataframe_regression": ".csv",
+    "image_regression": ".png",
+    "ndarrays_regression": ".npz",
+    "num_regression": ".csv",
+}
 
 
 def adapter(_config: pytest.Config) -> Adapter:
@@ -46,19 +55,39 @@ class _ExpectedFiles(Adapter):
             raise ValueError("the test has no fixture of the plugin's")
         # The directory is known here; what a test says is a name in it.
         directory = _directory(item)
-        for name, content in expect(data, dict).items():
+        contents: dict[Path, bytes] = {}
+        for name, text in expect(data, dict).items():
             parts = PurePosixPath(expect(name, str)).parts
             target = directory.joinpath(*parts)
             # No way out of it, by name or by a symlink that is there.
             inside = parts and "/" not in parts and ".." not in parts
             if not inside or os.path.realpath(target) != os.path.join(os.path.realpath(directory), *parts):
                 raise ValueError(f"{name!r} is no name of a file in {directory}")
+            contents[target] = to_bytes(expect(text, str))
+            verify_inert(item, target, contents[target])
+            if (extensions := _extensions(item)) and target.suffix not in extensions:
+                raise ValueError(
+                    f"{target} is none of the test's expected files, which end in {' or '.join(extensions)}"
+                )
+        for target, content in contents.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(to_bytes(expect(content, str)))
+            target.write_bytes(content)
 
 
 def _uses(item: pytest.Item) -> bool:
-    return any(name.endswith(_SUFFIX) for name in getattr(item, "fixturenames", ()))
+    return bool(_fixtures(item))
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return [name for name in getattr(item, "fixturenames", ()) if name.endswith(_SUFFIX)]
+
+
+def _extensions(item: pytest.Item) -> list[str]:
+    """Return the extensions of what the item's fixtures write; none where any may be."""
+    fixtures = _fixtures(item)
+    if not _EXTENSIONS.keys() >= set(fixtures):
+        return []
+    return sorted({_EXTENSIONS[name] for name in fixtures})
 
 
 def _directory(item: pytest.Item) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_crate.plugin import classes
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
+from pytest_crate.plugin.interplay.inert import verify_inert
 
 
 def adapter(config: pytest.Config) -> Adapter | None:
@@ -96,9 +98,9 @@ class _Snapshots(Adapter):
         target = os.path.realpath(extension.get_location(test_location=place, index=index))
         if not target.startswith(os.path.realpath(item.config.rootpath) + os.sep):
             raise ValueError(f"{target} is not below the root directory")
-        self._session.queue_snapshot_write(
-            extension=extension, test_location=place, data=_unpacked(write["data"]), index=index
-        )
+        written = _unpacked(write["data"])
+        verify_inert(item, Path(target), written if isinstance(written, bytes) else written.encode())
+        self._session.queue_snapshot_write(extension=extension, test_location=place, data=written, index=index)
 
 
 def _extension(name: str) -> Any:
