@@ -167,6 +167,9 @@ FLOODS = {
     "a frame that claims a quarter of a gigabyte": 'forge(struct.pack(">I", 255 << 20) + b" " * (1 << 20), 255)',
     "an array of empty objects": 'forge(frame(b\'{"x":[\' + b"{}," * 2_600_000 + b"{}]}"))',
     "reports without end": 'forge(frame({"logged": report("test_floods")}) * 500, 5000)',
+    "reports with names that none had before": 'for first in (1 << 20, 2 << 20, 3 << 20): forge(frame({"logged": '
+    'report("test_floods") | {"keywords": {f"{first + number:x}": 1 for number in range(195_000)}}}))',
+    "an array of empty texts": "forge(frame(b'{\"x\":[' + b'\"\",' * 2_600_000 + b'\"\"]}'))",
     "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
     "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
     "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
@@ -193,6 +196,8 @@ Interplay.brings_much = lambda *_: True
 
 MANY = {**FLOODS, "one frame after the other": 'forge(frame({"x": "x" * (100 << 20)}), 20)'}
 del MANY["reports without end"]  # logging so many takes minutes
+for flood in ("reports with names that none had before", "an array of empty texts"):
+    del MANY[flood]  # so many there may be here
 
 
 @pytest.mark.parametrize("flood", MANY)
