@@ -19,7 +19,6 @@ _OUTCOMES: Mapping[str, type[BaseException]] = {
     "builtins:Skipped": pytest.skip.Exception,
     "builtins:XFailed": pytest.xfail.Exception,
 }
-_PLAIN = (str, int, float, bool, type(None))
 
 
 def pack_exception(error: BaseException) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
     packed: dict[str, Any] = {
         "classes": [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__],
         "text": transfer.to_text(error),
-        "arguments": list(arguments) if all(isinstance(each, _PLAIN) for each in arguments) else None,
+        "arguments": list(arguments) if all(map(transfer.is_scalar, arguments)) else None,
         "suppress": error.__suppress_context__,
     }
     if isinstance(error, BaseExceptionGroup):
