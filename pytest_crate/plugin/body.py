@@ -244,7 +244,7 @@ class Body:
                 self._deaf_nsec = int(message["deaf"])
             self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
             self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
-        except (TypeError, ValueError) as error:
+        except transfer.REFUSED as error:
             raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
@@ -343,9 +343,9 @@ class Body:
 
     def _decoded(self, frame: bytes) -> wire.Message:
         message = wire.decode(frame)
-        if b"\\ud" in frame and hasattr(self.item.config, "workerinput"):
-            # execnet, on the way to xdist's controller, takes no lone surrogate, and the worker would end.
-            message = transfer.encodable(message)
+        if hasattr(self.item.config, "workerinput"):
+            # What execnet does not carry to xdist's controller would end the worker, and with it the test be lost.
+            message = transfer.carried(message)
         return message
 
     def take_rest(self, *, waits: bool = False, reported: bool = False) -> None:
@@ -391,7 +391,7 @@ class Body:
             if "brought" in message:
                 try:
                     self._interplay.give(self.item, message["brought"])
-                except (AttributeError, ValueError) as error:
+                except transfer.REFUSED as error:
                     raise CrateFailed(str(error)) from None
         self.messages.clear()
 

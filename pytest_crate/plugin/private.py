@@ -22,6 +22,7 @@ from _pytest.outcomes import Failed, OutcomeException
 from _pytest.skipping import xfailed_key
 
 __all__ = [
+    "GIVEN_IN_PYTEST",
     "Failed",
     "OutcomeException",
     "add_junit_records",
@@ -65,8 +66,15 @@ __all__ = [
     "xml_text",
 ]
 
-# Of those that XML allows (Name, in "Extensible Markup Language"), the ones in ASCII.
-_XML_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
+# Name, in "Extensible Markup Language (XML) 1.0", 2.3.
+_XML_FIRST = (
+    r":A-Z_a-z\xC0-\xD6\xD8-\xF6\xF8-\u02FF\u0370-\u037D\u037F-\u1FFF\u200C\u200D\u2070-\u218F\u2C00-\u2FEF"
+    r"\u3001-\uD7FF\uF900-\uFDCF\uFDF0-\uFFFD\U00010000-\U000EFFFF"
+)
+_XML_NAME = re.compile(rf"[{_XML_FIRST}][{_XML_FIRST}.0-9\xB7\u0300-\u036F\u203F\u2040-]*")
+
+GIVEN_IN_PYTEST = ("_id", "crate", "item_index", "node", "session", "testrun_uid", "worker_id")
+"""What pytest, xdist and this package give a report in pytest's own process, and go by there; not in a child."""
 
 # These names are pytest's own affair; nothing else in the package may use one.
 # ruff: noqa: SLF001

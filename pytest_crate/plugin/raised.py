@@ -18,7 +18,6 @@ _OUTCOMES: Mapping[str, type[BaseException]] = {
     "builtins:Skipped": pytest.skip.Exception,
     "builtins:XFailed": pytest.xfail.Exception,
 }
-_PLAIN = (str, int, float, bool, type(None))
 
 
 def pack_exception(error: BaseException) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def _pack(error: BaseException, left: list[int]) -> dict[str, Any]:
     packed: dict[str, Any] = {
         "classes": [classes.name_of(kind) for kind in type(error).__mro__],
         "text": transfer.to_text(error),
-        "arguments": list(arguments) if all(isinstance(each, _PLAIN) for each in arguments) else None,
+        "arguments": list(arguments) if all(map(transfer.is_scalar, arguments)) else None,
         "suppress": error.__suppress_context__,
     }
     if isinstance(error, BaseExceptionGroup):

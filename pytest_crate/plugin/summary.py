@@ -128,6 +128,11 @@ class _Watch:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
         result = yield
         if report.when != "teardown":
+            if report.when == "setup":  # of a test that a plugin tries again: this is another try
+                self._outcomes.pop(report.nodeid, None)
+            # It may log more reports than its own: none of them makes good a failure.
+            elif self._outcomes.get(report.nodeid) in ("failed", "error"):
+                return result
             if report.when == "call" or not report.passed:
                 self._outcomes[report.nodeid] = _outcome(report)
             return result

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,22 +16,50 @@ from pytest_crate.sandbox import wire
 MAX_TEXT_CHARACTERS = 4 << 20
 """A longer text, such as a 50 MB assertion message, is cut in the middle on its way out of a crate."""
 
+REFUSED = (
+    AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError, AssertionError,
+)  # fmt: skip
+"""What is raised where a child's word is taken apart, here and elsewhere, and isn't what it should be."""
+
 _DRAWN = "crate_drawn"
 _MAX_NAME = 500  # a longer text is a message
 _MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
+_MAX_DEPTH = wire.MAX_DEPTH // 2  # what is deeper is text
+_MAX_BITS = 2048  # fewer digits than the least that Python may have been told to read (sys.int_info)
+_LEAST_INT = -(1 << 31)
+_SENT_ON = ("logged", "report", "properties")
 
 
-def to_builtins(value: object) -> Any:
-    """Return the value with everything that JSON can't hold replaced by its ``repr``."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
+def is_scalar(value: object) -> bool:
+    """Whether JSON holds the value as it is: a text, a number that is not too long, a bool, None."""
+    if isinstance(value, int):
+        return value.bit_length() <= _MAX_BITS
+    return value is None or isinstance(value, (float, str))
+
+
+def to_builtins(value: object, depth: int = _MAX_DEPTH) -> Any:
+    """Return the value with everything that JSON can't hold replaced by its ``repr``.
+
+    :param depth: how many levels of it may nest; a deeper one is replaced, too.
+    """
     if isinstance(value, str):
         return shortened(value)
-    if isinstance(value, Mapping):
-        return {str(key): to_builtins(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_builtins(item) for item in value]
+    if is_scalar(value):
+        return value
+    if isinstance(value, int):
+        return _number_as_text(value)
+    if depth and isinstance(value, Mapping):
+        return {str(key): to_builtins(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return [to_builtins(item, depth - 1) for item in value]
     return _described(value, repr)
+
+
+def _number_as_text(number: int) -> str:
+    try:
+        return int.__repr__(number)
+    except ValueError:  # more digits than Python may have been told to write
+        return shortened(hex(number))
 
 
 def to_text(value: object) -> str:
@@ -48,11 +76,21 @@ def _described(value: object, describe: Callable[[object], str]) -> str:
 
 def properties_to_builtins(properties: Iterable[tuple[str, object]]) -> list[tuple[str, Any]]:
     """Return ``user_properties`` with what JSON can't hold replaced by its ``str``, which is what JUnit XML shows."""
-    kept = (bool, int, float, str, list, dict)
     return [
-        (str(name), to_builtins(value) if value is None or isinstance(value, kept) else _described(value, str))
+        (str(name), to_builtins(value) if isinstance(value, int) or _is_json(value) else _described(value, str))
         for name, value in properties
     ]
+
+
+def _is_json(value: object, depth: int = _MAX_DEPTH // 2) -> bool:
+    """Whether the value is the same when it comes from JSON."""
+    kind = type(value)
+    if kind is list:
+        return depth > 0 and all(_is_json(item, depth - 1) for item in cast("list[object]", value))
+    if kind is dict:
+        items = cast("dict[object, object]", value).items()
+        return depth > 0 and all(type(key) is str and _is_json(item, depth - 1) for key, item in items)
+    return kind in (type(None), bool, int, float, str) and is_scalar(value)
 
 
 def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[str, Any]]:
@@ -60,13 +98,26 @@ def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[st
     return [(private.xml_text(name), value) for name, value in properties]
 
 
-def encodable(value: Any) -> Any:
-    """Return builtins whose texts can be encoded: a lone surrogate becomes its escape."""
+def encodable(value: Any, *, numbers: bool = False) -> Any:
+    """Return builtins whose texts can be encoded: a lone surrogate becomes its escape.
+
+    :param numbers: one below those of 32 bits becomes a text.
+    """
     if isinstance(value, dict):
-        return {encodable(key): encodable(item) for key, item in value.items()}
+        return {encodable(key): encodable(item, numbers=numbers) for key, item in value.items()}
     if isinstance(value, list):
-        return [encodable(item) for item in value]
+        return [encodable(item, numbers=numbers) for item in value]
+    if numbers and isinstance(value, int) and value < _LEAST_INT:
+        return str(value)
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def carried(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of which a report can go on to pytest-xdist's controller, by execnet.
+
+    That takes no lone surrogate, and packs every number below 1 << 31 into 32 bits (gateway_base.py, _Serializer).
+    """
+    return {name: encodable(part, numbers=name in _SENT_ON) for name, part in message.items()}
 
 
 def shortened(text: str, most: int = MAX_TEXT_CHARACTERS) -> str:
@@ -121,7 +172,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     :raises AttributeError, KeyError, TypeError, ValueError, AssertionError: it is not such a one.
     """
     # from_serializable takes what it is given apart: it gets a copy.
-    copied = _copy(data)
+    copied = _copy({name: value for name, value in data.items() if name not in private.GIVEN_IN_PYTEST})
     drawn = copied.pop(_DRAWN, None)
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=copied)
     private.show_subtest_parameters(report, data)
@@ -129,6 +180,8 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     if isinstance(report.longrepr, list):
         path, line, reason = report.longrepr
         report.longrepr = (path, line, reason)
+    if report.failed and report.longrepr is None:
+        report.longrepr = ""  # a hook made a failure of what had passed: junitxml insists on a text
     if drawn is not None and isinstance(report.longrepr, str):
         plain, coloured = drawn
         if not (isinstance(plain, str) and isinstance(coloured, str)):
@@ -138,12 +191,6 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
     report.user_properties = unpack_properties(report.user_properties)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     _verify(report)
-    # A hook may have left out what pytest's summaries, and JUnit's, take for granted: the run would end there.
-    if report.failed and report.longrepr is None:
-        report.longrepr = ""
-    elif report.skipped and not (isinstance(report.longrepr, tuple) or hasattr(report, "wasxfail")):
-        path, number, _ = report.location
-        report.longrepr = (path, number or 0, report.longrepr if isinstance(report.longrepr, str) else "")
     return report
 
 
@@ -187,6 +234,8 @@ def _verify(report: pytest.TestReport) -> None:
         place, number, text = reason
         if not (isinstance(place, str) and isinstance(number, int) and isinstance(text, str)):
             raise ValueError(f"a reason to skip that is none: {reason!r}")
+    elif report.skipped and not hasattr(report, "wasxfail"):
+        raise ValueError(f"no reason to skip: {reason!r}")
     elif reason is not None:
         crash = getattr(reason, "reprcrash", None)
         if crash is not None and not (
@@ -235,7 +284,10 @@ def pack_values(values: Mapping[str, object]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, Path):
             packed[name] = {"path": str(value)}
-        elif value is None or type(value) in (bool, int, float) or (type(value) is str and len(value) < _MAX_NAME):
+        elif type(value) is str:
+            if len(value) < _MAX_NAME:
+                packed[name] = {"value": value}
+        elif type(value) in (type(None), bool, int, float) and is_scalar(value):
             packed[name] = {"value": value}
     return packed
 

@@ -339,7 +339,7 @@ class Walk:
         if self._body.stop is not None:
             try:
                 self._stop(self._body.stop)
-            except (LookupError, TypeError, ValueError) as error:
+            except transfer.REFUSED as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
         if self._body.unheard:
             self._body.raise_interrupt()
@@ -515,7 +515,7 @@ class Walk:
             message = self._body.messages.popleft()
             try:
                 logged, data = self._take(message, phase)
-            except (AttributeError, LookupError, TypeError, ValueError, OverflowError, AssertionError) as error:
+            except transfer.REFUSED as error:
                 raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
             if logged is not None:
                 with private.capture_suspended(self.item.config):
@@ -536,7 +536,10 @@ class Walk:
             if self._body.left() == 0:  # a body that warns without end
                 self._body.time_out()
         if "logged" in message:
-            return self._own(transfer.unpack_report(self.item.config, message["logged"])), None
+            logged = self._own(transfer.unpack_report(self.item.config, message["logged"]))
+            if logged.nodeid == self.item.nodeid and logged.when != "call":  # that of a subtest is one of its call
+                raise ValueError(f"a report of the {logged.when}, beside its own")
+            return logged, None
         if "entered" in message:
             self._body.entered = True
         self._body.attend_to(message)

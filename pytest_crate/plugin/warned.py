@@ -77,6 +77,8 @@ def show_warning(data: Mapping[str, Any], *, abroad: bool) -> None:
         message = made if isinstance(made, Warning) else Warning(text)
         category = type(message)
     path, number = str(data["filename"]), int(data["lineno"])
+    if number < 0:
+        raise ValueError(f"a warning of line {number}")
     allocated = data.get("allocated")
     # Whoever formats a warning without a line reads the file, whatever that is.
     line = transfer.shortened(str(data["line"]), _MAX_WARNING)

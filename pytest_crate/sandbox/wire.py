@@ -20,8 +20,18 @@ _MAX_DESCRIPTORS = 16
 # What an object, an array, and an element of one take in CPython 3.11, about, beyond what they hold.
 _WEIGHTS = ((b"{", 100), (b"[", 60), (b",", 30))
 _LIGHT_BYTES = 1 << 20
-# One without an end, which is no JSON, goes up to the end: else each quote in it would begin another.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+# A name of an object that no frame before had: its text, and its places in two tables, that of the object and that of
+# the names that are kept once.
+_NAME_WEIGHT = 150
+_MOST_NAMES = 1 << 12
+# Of bytes that nobody has verified: a string that has no end is taken whole, so that none is begun inside it once more.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_STRING_OR_NAME = re.compile(b"(%b)([ \\t\\r\\n]*+:)?" % _STRING.pattern, re.DOTALL)
+_AS_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+MAX_DEPTH = 200
+"""How deep objects and arrays may nest in a frame that is verified: whoever takes it apart goes down into it, and
+execnet, on the way to pytest-xdist's controller, needs three of Python's thousand calls for each level."""
 
 Message = dict[str, Any]
 
@@ -64,14 +74,32 @@ def cost_bytes(body: bytes) -> int:
     Strings count as long as they are, times four where one of their characters is beyond the first plane (PEP 393);
     every object, array and element counts on top.
     """
-    length = len(body) * (4 if b"\\ud" in body else 2 if b"\\u" in body else 1)
+    length = len(body) * (4 if b"\\ud" in body or b"\\uD" in body else 2 if b"\\u" in body else 1)
     if (weight := _weight(body)) <= _LIGHT_BYTES:
         return length + weight
-    return length + _weight(_STRING.sub(b"", body))  # commas in a long text are no elements
+    return length + _weight(_without_texts(body))  # commas in a long text are no elements
 
 
-def _weight(body: bytes) -> int:
+def _weight(body: bytes | bytearray) -> int:
     return sum(each * body.count(mark) for mark, each in _WEIGHTS)
+
+
+def _without_texts(body: bytes) -> bytearray:
+    # Not re.sub(), whose pieces, before they are joined, take a hundred times as much as a short one has.
+    kept, end = bytearray(), 0
+    for found in _STRING.finditer(body):
+        kept += body[end : found.start()]
+        end = found.end()
+    return kept + body[end:]
+
+
+def _nests_too_deep(body: bytes) -> bool:
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = _without_texts(body).translate(_AS_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # the innermost ones, one level at a time
+    return bool(brackets)
 
 
 class FrameReader:
@@ -85,6 +113,7 @@ class FrameReader:
         self._max_frame_bytes = max_frame_bytes
         self._max_total_bytes = max_total_bytes or 0
         self._left_bytes = max_total_bytes
+        self._names: set[bytes] = set()
         self._buffer = bytearray()
 
     def cut(self, data: bytes) -> list[bytes]:
@@ -118,13 +147,23 @@ class FrameReader:
 
     def _verify(self, body: bytes) -> None:
         # Before it is decoded: that is when it becomes large.
-        cost = cost_bytes(body)
+        cost = cost_bytes(body) + _NAME_WEIGHT * self._count_new_names(body)
         if cost > self._max_frame_bytes:
             raise WireError(f"a frame of {len(body)} bytes would take {cost} bytes of memory")
+        if _nests_too_deep(body):
+            raise WireError(f"a frame of {len(body)} bytes nests more than {MAX_DEPTH} deep, or is not JSON")
         assert self._left_bytes is not None
         self._left_bytes -= cost
         if self._left_bytes < 0:
             raise WireError(f"all in all it took more than {self._max_total_bytes >> 20} MiB")
+
+    def _count_new_names(self, body: bytes) -> int:
+        if body.count(b":") > _MOST_NAMES and (count := _without_texts(body).count(b":")) > _MOST_NAMES:
+            return count
+        new = {found[1] for found in _STRING_OR_NAME.finditer(body) if found[2]} - self._names
+        if len(self._names) < _MOST_NAMES:
+            self._names |= new
+        return len(new)
 
 
 def write_frame(descriptor: int, message: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -150,45 +151,179 @@ BAD_PARTS = """
         message["logged" if form == "logged" else "report"] |= {"outcome": "failed", key: value}
         forge(frame(message))
 
+    @pytest.mark.parametrize("form", ["logged", "phase"])
+    def test_skipper(form):
+        own = f"test_skipper[{form}]"
+        message = {"logged": report(own)} if form == "logged" else phase(own, "call")
+        message["logged" if form == "logged" else "report"] |= {"outcome": "skipped"}
+        forge(frame(message))
+
+    def test_failer():
+        forge(frame({"logged": report("test_failer", outcome="failed")}))
+
     def test_after(): pass
 """
 
 
 def test_a_report_with_a_part_that_none_has_fails_its_test_alone(run_here: RunHere) -> None:
     """pytest's own reporters, the terminal's and JUnit's, get nothing from a crate that they would stumble over."""
-    done = run_here(FORGING + BAD_PARTS, args=["--junitxml=junit.xml", "--durations=3"])
+    done = run_here(FORGING + BAD_PARTS, args=["--junitxml=junit.xml", "--durations=3", "-v"])
     assert "INTERNALERROR" not in done, done[-3000:]
     assert "PASSED test_inner.py::test_after" in done, done[-3000:]
     forgers = re.findall(r"^(\w+) test_inner\.py::test_forger\[(\d+)\]", done, re.MULTILINE)
     failed = {number for outcome, number in forgers if outcome in ("FAILED", "ERROR")}
     assert failed == {number for _, number in forgers}
     assert len(failed) > 70
+    assert len(re.findall(r"^(?:FAILED|ERROR) test_inner\.py::test_(?:skipper|failer)", done, re.MULTILINE)) == 3
 
 
-@pytest.mark.parametrize("reason", ["None", "'why'"])
-def test_a_skip_for_no_reason_ends_no_run(run_here: RunHere, reason: str) -> None:
-    """A skip without place and reason, over which pytest's summary and JUnit's stumble, is given them."""
-    done = run_here(
-        FORGING
-        + f"""
-    def test_forger():
-        message = phase("test_forger", "call")
-        message["report"] |= {{"outcome": "skipped", "longrepr": {reason}}}
-        forge(frame(message))
+ONLY_PYTESTS = """
+    from pytest_crate.plugin import transfer
+
+    NAMES = ["_id", "node", "crate", "worker_id", "item_index", "testrun_uid", "session"]
+
+    @pytest.mark.parametrize("value", [[], {}, "x"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_call(name, value, request):
+        forge(frame({"logged": report(request.node.name) | {name: value}}))
+        whole = transfer.pack_report
+        transfer.pack_report = lambda *args: whole(*args) | {name: value}
 
     def test_after(): pass
-    """,
-        args=["--junitxml=junit.xml", "-rs"],
-    )
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["plain", "xdist"])
+def test_what_only_pytest_gives_a_report_is_taken_from_no_other(
+    run_here: RunHere, pytester: pytest.Pytester, args: list[str]
+) -> None:
+    """An attribute by which pytest, or xdist, finds a report's place: forged, it ended the run."""
+    done = run_here(FORGING + ONLY_PYTESTS, args=["--junitxml=junit.xml", "--crate-report=crates.json", *args])
     assert "INTERNALERROR" not in done, done[-3000:]
-    assert "2 passed" not in done
-    assert "1 passed, 1 skipped, 1 error" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done, done[-3000:]
+    assert not re.search("^(FAILED|ERROR)", done, re.MULTILINE), done[-3000:]
+    tests = json.loads((pytester.path / "crates.json").read_text())["tests"]
+    assert len(tests) == 22
+
+
+HIDING = """
+    @pytest.fixture
+    def hides(request):
+        yield
+        forge(frame({"logged": report(request.node.name, WHEN)}))
+
+    @pytest.fixture
+    def fails(hides): assert FAILING != "setup"
+
+    def test_hidden(hides, fails): assert FAILING != "call"
+
+    def test_after(): pass
+"""
+
+
+@pytest.mark.parametrize("failing", ["call", "setup"])
+@pytest.mark.parametrize("when", ["setup", "call", "teardown"])
+def test_a_report_beside_ones_own_hides_no_failure(
+    run_here: RunHere, pytester: pytest.Pytester, when: str, failing: str
+) -> None:
+    """A test that has failed, and then logs that it passed, has failed: on the terminal and in either report."""
+    done = run_here(
+        FORGING + HIDING.replace("WHEN", repr(when)).replace("FAILING", repr(failing)),
+        args=["--junitxml=junit.xml", "--crate-report=crates.json"],
+    )
+    outcome = "FAILED" if failing == "call" else "ERROR"
+    assert f"{outcome} test_inner.py::test_hidden" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done
+    outcomes = {
+        test["nodeid"]: test["outcome"] for test in json.loads((pytester.path / "crates.json").read_text())["tests"]
+    }
+    assert outcomes == {"test_inner.py::test_hidden": outcome.lower(), "test_inner.py::test_after": "passed"}
+    assert ("wrote to its report's descriptor" in done) == (when != "call")
+
+
+LAST_WORDS = {
+    "deaf": {"deaf": "HUGE"},
+    "exit": {"stop": {"kind": "exit", "reason": "x", "returncode": "HUGE"}},
+    "interrupt": {"stop": {"kind": "interrupt", "path": "x", "line": "HUGE"}},
+    "deep": {"brought": "DEEP"},
+    "steps": {"steps": "DEEP"},
+}
+
+
+@pytest.mark.parametrize("scope", ["function", "module"])
+@pytest.mark.parametrize("word", LAST_WORDS)
+def test_a_last_word_that_is_none_fails_its_test_alone(run_here: RunHere, word: str, scope: str) -> None:
+    """The same of what comes after a test's last report."""
+    text = json.dumps(LAST_WORDS[word]).replace('"HUGE"', "1e999").replace('"DEEP"', "[" * 900 + "]" * 900)
+    source = f"""
+    from pytest_crate.plugin.rider import Rider
+
+    pytestmark = pytest.mark.crate(timeout=60, scope={scope!r})
+
+    def test_forges():
+        for name in ("finishes", "ends"):
+            def forging(*args, _whole=getattr(Rider, name)):
+                forge(frame({text.encode()!r}))
+                return _whole(*args)
+            setattr(Rider, name, forging)
+
+    def test_after(): pass
+    """
+    done = run_here(FORGING + source)
+    assert "INTERNALERROR" not in done, done[-3000:]
+    assert "ERROR test_inner.py::test_forges" in done, done[-3000:]
+    assert "wrote to its report's descriptor" in done
+    assert "PASSED test_inner.py::test_after" in done, done[-3000:]
+
+
+FOR_EXECNET = """
+    def test_surrogate():
+        forge(frame(json.dumps({"logged": report("test_surrogate") | {"sections": [["HERE", "HERE"]]}})
+                    .replace("HERE", "\\\\uD800").encode()))
+
+    def test_number():
+        forge(frame({"logged": report("test_number") | {"x": {"a": -10**12}, "user_properties": [["a", -10**12]]}}))
+
+    def test_deep():
+        forge(frame(b'{"logged":' + json.dumps(report("test_deep") | {"x": "DEEP"}).encode().replace(
+            b'"DEEP"', b"[" * 190 + b"]" * 190) + b"}"))
+
+    def test_warning():
+        forge(frame({"warnings": [{"text": "x", "module": "builtins", "name": "UserWarning", "filename": "f",
+                                   "lineno": -10**12, "line": "x"}]}))
+
+    def test_honest(record_property):
+        record_property("a", -10**12)
+        record_property("b", [[-10**12]])
+
+    @pytest.fixture
+    def low(): return -10**12
+
+    def test_value(low): assert low
+
+    def test_after(): pass
+"""
+
+
+def test_what_execnet_does_not_carry_does_not_end_its_worker(run_here: RunHere) -> None:
+    """On its way to xdist's controller a report meets a format that holds less than JSON: no test may get lost."""
+    done = run_here(FORGING + FOR_EXECNET, args=["-n2", "--junitxml=junit.xml"])
+    assert "INTERNALERROR" not in done, done[-3000:]
+    assert "DumpError" not in done, done[-3000:]
+    assert "crashed" not in done
+    outcomes = {name: outcome for outcome, name in re.findall(r"^([A-Z]+) test_inner\.py::(\w+)", done, re.MULTILINE)}
+    assert outcomes == {"test_warning": "FAILED"} | dict.fromkeys(
+        ("test_surrogate", "test_number", "test_deep", "test_honest", "test_value", "test_after"), "PASSED"
+    )
 
 
 FLOODS = {
     "a frame that claims a quarter of a gigabyte": 'forge(struct.pack(">I", 255 << 20) + b" " * (1 << 20), 255)',
     "an array of empty objects": 'forge(frame(b\'{"x":[\' + b"{}," * 2_600_000 + b"{}]}"))',
     "reports without end": 'forge(frame({"logged": report("test_floods")}) * 500, 5000)',
+    "reports with names that none had before": 'for first in (1 << 20, 2 << 20, 3 << 20): forge(frame({"logged": '
+    'report("test_floods") | {"keywords": {f"{first + number:x}": 1 for number in range(195_000)}}}))',
+    "an array of empty texts": "forge(frame(b'{\"x\":[' + b'\"\",' * 2_600_000 + b'\"\"]}'))",
     "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
     "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
     "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
@@ -215,6 +350,8 @@ Interplay.brings_much = lambda *_: True
 
 MANY = {**FLOODS, "one frame after the other": 'forge(frame({"x": "x" * (100 << 20)}), 20)'}
 del MANY["reports without end"]  # logging so many takes minutes
+for flood in ("reports with names that none had before", "an array of empty texts"):
+    del MANY[flood]  # so many there may be here
 
 
 @pytest.mark.parametrize("flood", MANY)

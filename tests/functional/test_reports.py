@@ -128,6 +128,55 @@ def test_properties(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     assert run.of("test_plain", "call")["properties"] == [["key", "value"], ["number", "7"]]
 
 
+def test_values_that_json_does_not_hold(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """Of a list that holds itself, nests without end or holds what JSON has none of, JUnit XML shows the same."""
+    pytester.makepyfile(
+        """
+        import pytest
+        LONG = 10**5000
+        @pytest.fixture
+        def long(): return LONG
+        def test_fixture(long): assert long
+        @pytest.mark.xfail(raises=ValueError, strict=True)
+        def test_raises(): raise ValueError(LONG)
+        def test_itself(record_property): own = []; own.append(own); record_property("a", own)
+        def test_deep(record_property):
+            deep = []
+            for _ in range(400): deep = [deep]
+            record_property("a", deep)
+        def test_mixed(record_property): record_property("a", {1: (2, {3})}); record_property("b", [(1,), None])
+        def test_plain(record_property): record_property("a", {"b": [1, None, "c", 1.5]}); record_property("b", -10**12)
+        def test_middle(record_property): record_property("a", 10**1000)
+        """
+    )
+    outcomes = both_ways("-o", "junit_family=xunit1").outcomes()
+    assert {name: outcomes[name] for name in outcomes if name != "warnings"} == {"passed": 6, "xfailed": 1}
+
+
+@pytest.mark.parametrize("args", [[], pytest.param(["-n2"], marks=pytest.mark.needs("xdist"))], ids=["plain", "xdist"])
+def test_numbers_without_end(pytester: pytest.Pytester, run_inner: RunInner, args: list[str]) -> None:
+    """A number that Python reads from no digits comes home as text."""
+    pytester.makepyfile(
+        """
+        def test_it(record_property): record_property("a", 10**5000); record_property("b", [10**5000])
+        """
+    )
+    run = run_inner("--crate-all", "-o", "junit_family=xunit1", *args)
+    assert run.outcomes() == {"passed": 1}
+    assert run.of("test_it")["properties"][0] == ["a", hex(10**5000)]
+
+
+def test_every_name_of_xml(pytester: pytest.Pytester, both_ways: BothWays) -> None:
+    """An attribute may have any name that XML allows."""
+    pytester.makepyfile(
+        """
+        def test_it(record_xml_attribute):
+            for name in ("größe", "xmlns:xsi", "xsi:type", "a.b-c_1·"): record_xml_attribute(name, "urn:x")
+        """
+    )
+    assert "größe" in str(both_ways("-o", "junit_family=xunit1").junit)
+
+
 def test_makereport_hooks(pytester: pytest.Pytester, both_ways: BothWays) -> None:
     """The documentation's recipe of a fixture that looks at rep_call works; hooks of a conftest file change reports."""
     pytester.makeconftest(

@@ -39,6 +39,10 @@ class Live:
     def config(self) -> Any:
         return self.item.config
 
+    @functools.cached_property
+    def report(self) -> Any:
+        return pytest.TestReport("a.py::test", ("a.py", 1, "test"), {}, "passed", None, "call")
+
     @property
     def setup_state(self) -> Any:
         return self.item.session._setupstate
@@ -229,6 +233,10 @@ def _log_cli_enabled(live: Live) -> bool:
 def _report_sections(live: Live) -> bool:
     live.item.add_report_section("call", "stdout", "text")
     return live.item._report_sections.pop() == ("call", "stdout", "text")  # type: ignore[no-any-return]
+
+
+def _report_id(live: Live) -> bool:
+    return str(live.report._id) == "a.py::test"
 
 
 def _setupshow(live: Live) -> bool:
@@ -548,6 +556,14 @@ NAMES = [
         used_by="captured_in",
         holder=lambda live: live.item,
         check=_report_sections,
+    ),
+    Name(
+        title="TestReport._id",
+        shape="what a report has beside its nodeid, which is all that is sent of it",
+        used_by="GIVEN_IN_PYTEST",
+        holder=lambda live: live.report,
+        check=_report_id,
+        since=(9, 2),
     ),
     Name(
         title="config.option.setupshow",

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -86,3 +87,75 @@ def test_the_end_of_a_stream_is_no_message() -> None:
         ours.close()
         with pytest.raises(wire.WireError, match="ended inside"):
             wire.receive(theirs)
+
+
+def test_commas_of_a_text_that_does_not_end_are_no_elements() -> None:
+    """A frame's cost is reckoned before anybody knows that it is JSON: a text may lack its end."""
+    for text in (b'"' + b"," * 50_000, b'"' + b'\\"' * 50_000 + b"," * 50_000, b'"' + b"," * 50_000 + b"\\"):
+        assert wire.cost_bytes(b"{" + text) <= len(text) + 1000
+
+
+def test_the_cost_is_reckoned_in_a_time_that_grows_with_the_frame_alone() -> None:
+    """Four times as many escaped quotation marks, in a text that does not end, take about four times as long."""
+
+    def seconds(marks: int) -> float:
+        body = b"{" + b"," * 40_000 + b'"' + b'\\"' * marks
+        spent = []
+        for _ in range(3):
+            start = time.process_time()
+            wire.cost_bytes(body)
+            spent.append(time.process_time() - start)
+        return min(spent)
+
+    assert seconds(32_000) < 8 * seconds(8_000)
+
+
+@pytest.mark.parametrize("character", ["\\ud83d\\ude00", "\\uD83D\\uDE00", "\\uD800"])
+def test_an_escape_counts_in_either_case(character: str) -> None:
+    """A text with a character beyond the first plane takes four bytes for each of its characters, however it is
+    written."""
+    body = b'{"a":"' + b"x" * 1000 + character.encode() + b'"}'
+    assert wire.cost_bytes(body) >= 4000
+
+
+@pytest.mark.parametrize("names", [5, 1000, 100_000])
+def test_names_count(names: int) -> None:
+    """Each name takes a text and a place in an object's table, and is paid for; one that came before is kept once."""
+    frames = [
+        (b'{"a":{' + b",".join(b'"%x" : 1' % (first + number) for number in range(names)) + b"}}")
+        for first in range(0, 400_000, names)
+    ]
+
+    def kept(frames: list[bytes]) -> list[wire.Message]:
+        reader, found = wire.FrameReader(max_total_bytes=8 << 20), []
+        try:
+            for body in frames:
+                found += reader.feed(struct.pack(">I", len(body)) + body)
+        except wire.WireError:
+            return found
+        pytest.fail("the frames take no end")
+
+    tracemalloc.start()
+    different = kept(frames)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 9 << 20
+    if names < 100_000:
+        assert len(kept([frames[0]] * len(frames))) > 2 * len(different)
+
+
+@pytest.mark.parametrize(("opening", "closing", "levels"), [(b"[", b"]", 1), (b'{"":', b"}", 1), (b'[{"":', b"}]", 2)])
+def test_what_nests_too_deep_is_refused_unless_it_is_a_text(opening: bytes, closing: bytes, levels: int) -> None:
+    """Whoever takes a message apart goes down into it; brackets in texts, or side by side, are no depth."""
+
+    def feed(body: bytes) -> list[wire.Message]:
+        return wire.FrameReader(max_total_bytes=1 << 20).feed(struct.pack(">I", len(body)) + body)
+
+    def nested(depth: int) -> bytes:
+        return b'{"a":' + opening * depth + b"0" + closing * depth + b"}"
+
+    assert feed(nested((wire.MAX_DEPTH - 1) // levels))
+    with pytest.raises(wire.WireError, match="nests more than"):
+        feed(nested(wire.MAX_DEPTH // levels))
+    assert feed(b'{"a":"' + b"[{" * 1000 + b'"}')
+    assert feed(b'{"a":[' + b",".join([opening + b"0" + closing] * 1000) + b"]}")
