@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 import pytest
 
-from pytest_crate.kernel import libc, monotonic, processes, status_flags
+from pytest_crate.kernel import libc, monotonic, processes, status_flags, terminal_settings
 from pytest_crate.plugin import keyboard, measured, private, threads, transfer
 from pytest_crate.plugin.failed import CrateFailed
 from pytest_crate.plugin.output import ChildOutput, flush
@@ -113,6 +113,7 @@ class Body:
             undo.pop_all()
         self._output = output
         self._flags = status_flags.StatusFlags(private.terminal_descriptors(item.config))
+        self._settings = terminal_settings.TerminalSettings(private.terminal_output(item.config))
         self._interplay = interplay
         self._threads = tuple(others)
         self._pid = 0
@@ -180,6 +181,7 @@ class Body:
         # What one test may send, the next may send again.
         self._frames = wire.FrameReader(max_frame_bytes=MAX_MESSAGE_BYTES, max_total_bytes=MAX_MESSAGES_BYTES)
         self._wind_up()
+        self._settings.note()  # a wider fixture may have changed them
         captured = ("", "")
         flush(item.config)
         if self._output is not None:
@@ -191,6 +193,7 @@ class Body:
         self._deadline = None
         self._mirror_ends()
         self._flags.restore()
+        self._settings.restore()
         result = self._result(self.sandbox.account(), Exit())
         self._take_interrupts_back()
         return result
@@ -321,7 +324,9 @@ class Body:
                 self.stacks_fd = -1
             data = _read_now(self.channel, 1 << 20) if self.channel in ready else None
             if data:
-                self._flags.restore()  # pytest may tell of what it hears
+                # pytest may tell of what it hears. The terminal's settings are the test's until it has ended.
+                self._flags.restore()
+                self._settings.let_flow()
                 messages = []
                 try:
                     for frame in self._frames.cut(data):
@@ -573,6 +578,7 @@ class Body:
             if self._first_lent is not None:
                 self._first_lent.restore()
             self._flags.restore()
+            self._settings.restore()
             if self._output is not None:
                 self._output.take_back(reported=self.reported)
             for descriptor in (self.channel, self.step, self.awaited, self.stacks_fd, self._pidfd):

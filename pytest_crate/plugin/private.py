@@ -59,6 +59,7 @@ __all__ = [
     "take_junit_records",
     "tear_down_all",
     "terminal_descriptors",
+    "terminal_output",
     "wider_values",
     "write_captured",
     "write_terminal_to",
@@ -288,6 +289,13 @@ def terminal_descriptors(config: pytest.Config) -> list[int]:
     capturing = None if manager is None else manager._global_capturing
     streams = () if capturing is None else (capturing.in_, capturing.out, capturing.err)
     return [0, 1, 2, *(stream.targetfd_save for stream in streams if hasattr(stream, "targetfd_save"))]
+
+
+def terminal_output(config: pytest.Config) -> int:
+    """Return the descriptor by which pytest writes to its standard output, whatever it captures."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    capturing = None if manager is None else manager._global_capturing
+    return int(getattr(getattr(capturing, "out", None), "targetfd_save", 1))
 
 
 def take_captured(config: pytest.Config) -> tuple[str, str]:
