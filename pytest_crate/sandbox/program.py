@@ -286,6 +286,7 @@ class CratePopen:
         try:
             self._exchange(to_bytes(input), found, end, most_bytes)
         except OverflowError:
+            self.kill_group()  # before it gets a SIGPIPE
             self._close_streams()
             self.end()
             tails = (bytes(found[name][-TAIL_BYTES:]) for name in ("stdout", "stderr"))

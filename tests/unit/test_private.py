@@ -250,6 +250,13 @@ def _xml_key(live: Live) -> bool:
     return isinstance(key, pytest.StashKey) and key not in without.stash and hasattr(live.xml, "node_reporter")
 
 
+def _xfailed_key(live: Live) -> bool:
+    key = _named("_pytest.skipping", "xfailed_key")
+    applies = _named("_pytest.skipping", "Xfail")("reason", True, True, ValueError)
+    none = isinstance(key, pytest.StashKey) and live.item.stash.get(key, None) is None  # no xfail applies here
+    return none and applies.raises is ValueError
+
+
 def _bin_xml_escape(_: Live) -> bool:
     escape = _named("_pytest.junitxml", "bin_xml_escape")
     return [escape(text) for text in ("a<", "\x1f", "\udc80", 1)] == ["a<", "#x1F", "#xDC80", "1"]
@@ -578,6 +585,13 @@ NAMES = [
         used_by="basetemp",
         holder=lambda live: live.config,
         check=_request,
+    ),
+    Name(
+        title="_pytest.skipping.xfailed_key",
+        shape="the key of the xfail that applies, or None, in the stash of an item",
+        used_by="expected_failures",
+        holder=lambda _: importlib.import_module("_pytest.skipping"),
+        check=_xfailed_key,
     ),
     Name(
         title="_pytest.junitxml.xml_key",
