@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import monotonic, read_only, status_flags
+from pytest_crate.kernel import monotonic, processes, read_only, status_flags
 from pytest_crate.result import Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.sandbox import Sandbox
@@ -389,13 +389,23 @@ class CratePopen:
 
         If it has not ended in :data:`_KILLED_SECONDS`, because another one in the crate traces it, the whole crate is
         killed.
+
+        :raises SandboxError: the kernel does not end it.
         """
         self.kill_group()
         try:
             self.wait(_KILLED_SECONDS)
         except subprocess.TimeoutExpired:
             self._sandbox.kill()
-            self.wait()
+            self._wait_for_kill()
+
+    def _wait_for_kill(self) -> None:
+        most_sec = processes.KILL_SECONDS
+        try:
+            self.wait(most_sec)
+        except subprocess.TimeoutExpired:
+            detail = f"it has not ended {most_sec:g} s after SIGKILL"
+            raise SandboxError(f"end {self.args[0]}", detail=detail) from None
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):

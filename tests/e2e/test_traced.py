@@ -143,7 +143,10 @@ time.sleep(100)
 STUCK = f"""
     import ctypes, subprocess, sys, threading
     import pytest
+    from pytest_crate import SandboxError
+    from pytest_crate.kernel import processes
 
+    processes.KILL_SECONDS = 1.0
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long] * 4
     held, over = threading.Event(), threading.Event()
@@ -165,6 +168,8 @@ STUCK = f"""
         thread.start()
         assert held.wait(10)
         crate_sandbox.popen(["sleep", "100"], stdin=subprocess.DEVNULL)
+        with pytest.raises(SandboxError, match="has not ended 1 s after SIGKILL"):
+            program.end()
 
     @pytest.mark.crate
     def test_goes_on(crate_sandbox):
