@@ -146,7 +146,7 @@ class Launcher:
             self._poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in self._poll.poll(self._milliseconds_left())}
-            self._kill_late()
+            self._keep_time()
             for crate, building in list(self.building.items()):
                 if building.fileno() in ready:
                     self._told(crate, functools.partial(self._go_on, crate))
@@ -172,16 +172,23 @@ class Launcher:
     def _milliseconds_left(self) -> float | None:
         deadlines = [crate.deadline for crate in self.crates.values() if crate.deadline is not None]
         deadlines += [building.deadline for building in self.building.values()]
+        deadlines += [
+            crate.given_up_at
+            for crate in self.crates.values()
+            if crate.given_up_at is not None and self.programs.are_waited_for(crate)
+        ]
         # poll(2) takes an int of milliseconds; the loop comes round again.
         return min(max(0.0, (min(deadlines) - time.monotonic()) * 1e3), 1e9) if deadlines else None
 
-    def _kill_late(self) -> None:
-        """Kill the crates whose time is over, and give up those that don't get ready."""
+    def _keep_time(self) -> None:
+        """Kill the crates whose time is over, and give up those that don't get ready, or don't end."""
         now = time.monotonic()
         for crate in self.crates.values():
             if crate.deadline is not None and crate.deadline <= now:
                 crate.deadline, crate.timed_out = None, True
-                os.kill(crate.init, signal.SIGKILL)
+                crate.kill()
+            if crate.given_up_at is not None and crate.given_up_at <= now:
+                self.programs.tell_stuck(crate)
         for number, building in list(self.building.items()):
             if building.deadline <= now:
                 self._told(number, functools.partial(self._give_up, number))
@@ -206,7 +213,7 @@ class Launcher:
                 return
             if ready:
                 break
-            self._kill_late()
+            self._keep_time()
             if processes.is_stopped(pid):
                 stops += 1
                 if stops > _MOST_STOPS:
@@ -512,7 +519,7 @@ class Launcher:
     def _kill(self, message: wire.Message, _: list[int]) -> None:
         crate = self._crate(message)
         if not crate.ended:
-            os.kill(crate.init, signal.SIGKILL)
+            crate.kill()
         self._reply({"killed": True})
 
     def _late(self, message: wire.Message, _: list[int]) -> None:
@@ -529,21 +536,23 @@ class Launcher:
         """
         if crate.stuck:
             return
-        # While pytest lives: its own children, such as a body, it may have yet to reap.
-        self._end_within(crate, processes.KILL_SECONDS, while_alive=self.pytest_pidfd)
+        if not crate.ended:
+            crate.kill()
+            assert crate.given_up_at is not None
+            # While pytest lives: its own children, such as a body, it may have yet to reap.
+            self._await_end(crate, crate.given_up_at, while_alive=self.pytest_pidfd)
         if not (crate.ended or processes.pidfd_has_ended(self.pytest_pidfd)):
             crate.stuck = True
             detail = f"a process in it has not ended {processes.KILL_SECONDS:g} s after SIGKILL"
             raise SandboxError("end the crate", detail=detail)
 
-    def _end_within(self, crate: Crate, patience_sec: float, *, while_alive: int | None = None) -> None:
-        """Kill what is left in a crate, and wait for its end, as :func:`processes.wait_for`."""
-        if crate.ended:
-            return
-        os.kill(crate.init, signal.SIGKILL)
+    def _await_end(self, crate: Crate, until: float, *, while_alive: int | None = None) -> None:
+        """Wait for the end of a crate that has been killed, as :func:`processes.wait_for`.
+
+        :param until: not beyond this time of the monotonic clock.
+        """
         # The kernel kills and waits for every process of the namespace before init itself has ended
         # (pid_namespaces(7)); the programs are the launcher's children, so it is the one to reap them.
-        until = time.monotonic() + patience_sec
         self.programs.reap_all_of(crate, until, while_alive)
         left_sec = until - time.monotonic()
         crate.ended = processes.wait_for(crate.init, left_sec, while_alive=while_alive) is not None
@@ -612,7 +621,9 @@ class Launcher:
             with contextlib.suppress(Exception):  # one crate that can't be removed does not keep the others
                 # A body is pytest's child. Where pytest is gone, and whoever adopted the body doesn't reap it (a
                 # container whose pid 1 is no init), the crate's init never ends. But zombies are in no cgroup.
-                self._end_within(crate, _PATIENCE_SECONDS)
+                if not crate.ended:
+                    crate.kill()
+                    self._await_end(crate, time.monotonic() + _PATIENCE_SECONDS)
                 crate.release()
                 crate.cgroup.remove()
         self.crates.clear()

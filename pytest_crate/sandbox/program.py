@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pytest_crate.errors import SandboxError
-from pytest_crate.kernel import monotonic, processes, read_only, status_flags
+from pytest_crate.kernel import monotonic, read_only, status_flags
 from pytest_crate.result import Exit, Limit
 from pytest_crate.sandbox import child, wire
 from pytest_crate.sandbox.sandbox import Sandbox
@@ -220,7 +220,10 @@ class CratePopen:
                 self._end(Exit())  # the launcher is gone, and the crate with it
                 return
             for message in self._frames.feed(data):
-                self._end(Exit(**message["exit"]))
+                self._end(Exit(**message.get("exit", {})))
+                if "stuck" in message:
+                    detail = f"it has not ended {message['stuck']:g} s after SIGKILL"
+                    raise SandboxError(f"end {self.args[0]}", detail=detail)
 
     @contextlib.contextmanager
     def _own_status(self) -> Iterator[int | None]:
@@ -250,6 +253,7 @@ class CratePopen:
         """Wait for the program's end and return its return code.
 
         :raises subprocess.TimeoutExpired: it still runs after so many seconds.
+        :raises SandboxError: the kernel does not end it, a minute after its crate was killed.
         """
         end = end_after(timeout)
         while self.returncode is None:
@@ -279,6 +283,7 @@ class CratePopen:
         :param max_output: the most that may be written to both, a size such as ``"64m"``; None for no limit.
         :raises subprocess.TimeoutExpired: it still runs after so many seconds; the exception has what it wrote.
         :raises OutputTooLong: it wrote more, and has been killed.
+        :raises SandboxError: as :meth:`wait`.
         """
         most_bytes = parse_most(max_output)
         end = end_after(timeout)
@@ -397,15 +402,7 @@ class CratePopen:
             self.wait(_KILLED_SECONDS)
         except subprocess.TimeoutExpired:
             self._sandbox.kill()
-            self._wait_for_kill()
-
-    def _wait_for_kill(self) -> None:
-        most_sec = processes.KILL_SECONDS
-        try:
-            self.wait(most_sec)
-        except subprocess.TimeoutExpired:
-            detail = f"it has not ended {most_sec:g} s after SIGKILL"
-            raise SandboxError(f"end {self.args[0]}", detail=detail) from None
+            self.wait()
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):

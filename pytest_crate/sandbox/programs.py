@@ -12,7 +12,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.kernel import calls, identity, libc, namespaces, processes
@@ -145,15 +145,31 @@ class Programs:
     def _tell_end(self, pid: int, status: int | None) -> None:
         if status is None:
             return
-        crate, descriptor = self._alive.pop(pid)
+        crate, telling = self._alive.pop(pid)
         crate.programs.discard(pid)  # the next that has this pid may be another crate's
-        if descriptor is None:
-            return
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                wire.write_frame(descriptor, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
-        finally:
-            os.close(descriptor)
+        if telling is not None:
+            _tell(telling, {"exit": dataclasses.asdict(Exit.from_wait_status(status))})
+
+    def are_waited_for(self, crate: Crate) -> bool:
+        """Return whether an end of a crate's programs is still to be told."""
+        return any(self._alive[pid][1] is not None for pid in crate.programs)
+
+    def tell_stuck(self, crate: Crate) -> None:
+        """Tell of a crate's programs, which have been killed, that the kernel does not end them."""
+        for pid in crate.programs:
+            _, telling = self._alive[pid]
+            self._alive[pid] = crate, None
+            if telling is not None:
+                _tell(telling, {"stuck": processes.KILL_SECONDS})
+
+
+def _tell(descriptor: int, message: Mapping[str, object]) -> None:
+    """Tell what there is to tell of a program, and no more."""
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            wire.write_frame(descriptor, message)
+    finally:
+        os.close(descriptor)
 
 
 def _fork_inside(crate: Crate, step: str) -> namespaces.Fork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -144,9 +145,7 @@ STUCK = f"""
     import ctypes, subprocess, sys, threading
     import pytest
     from pytest_crate import SandboxError
-    from pytest_crate.kernel import processes
 
-    processes.KILL_SECONDS = 1.0
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long] * 4
     held, over = threading.Event(), threading.Event()
@@ -157,25 +156,36 @@ STUCK = f"""
         over.wait()
         ptrace(17, pid, 0, 0)  # PTRACE_DETACH
 
-    thread = threading.Thread(target=hold)
+    threads = []
+
+    def unkillable(box):
+        command = [sys.executable, "-S", "-c", {PTRACE!r} + {UNKILLABLE!r}]
+        program = box.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert program.stdout.readline() == "ready\\n"
+        held.clear()
+        threads.append(threading.Thread(target=hold, args=(program.pid,)))
+        threads[-1].start()
+        assert held.wait(10)
+        return program
 
     @pytest.mark.crate
     def test_sticks(crate_sandbox):
-        command = [sys.executable, "-S", "-c", {PTRACE!r} + {UNKILLABLE!r}]
-        program = crate_sandbox.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        assert program.stdout.readline() == "ready\\n"
-        thread._args = (program.pid,)
-        thread.start()
-        assert held.wait(10)
+        program = unkillable(crate_sandbox)
         crate_sandbox.popen(["sleep", "100"], stdin=subprocess.DEVNULL)
         with pytest.raises(SandboxError, match="has not ended 1 s after SIGKILL"):
             program.end()
+
+    @pytest.mark.crate(timeout=2)
+    @pytest.mark.parametrize("end", ["wait", "communicate"])
+    def test_is_waited_for(crate_sandbox, end):
+        getattr(unkillable(crate_sandbox), end)()
 
     @pytest.mark.crate
     def test_goes_on(crate_sandbox):
         assert crate_sandbox.run(["echo", "x"]).stdout == "x\\n"
         over.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
     @pytest.mark.crate
     def test_rides():
@@ -194,6 +204,9 @@ def test_a_crate_that_the_kernel_cannot_end(pytester: pytest.Pytester, run_crate
         sandbox._LAUNCH = f"{begin}; {less}; main()"
     """)
     run = run_crated(STUCK, "-rE")
-    assert run.outcomes == {"test_sticks": "error", "test_goes_on": "passed", "test_rides": "passed"}, run.text
+    waited = {"test_is_waited_for[wait]": "failed", "test_is_waited_for[communicate]": "failed"}
+    ends = {"test_sticks": "error", "test_goes_on": "passed", "test_rides": "passed"} | waited
+    assert run.outcomes == ends, run.text
+    assert run.text.count(f"SandboxError: end {sys.executable}: it has not ended 1 s after SIGKILL") == 2
     said = "crate: end the crate: a process in it has not ended 1 s after SIGKILL"
     assert f"ERROR test_inner.py::test_sticks - Failed: {said}" in run.short_summary
