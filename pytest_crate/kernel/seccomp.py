@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import struct
 from collections.abc import Mapping
-from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM
+from errno import EAFNOSUPPORT, EINVAL, ENOSYS, EPERM, EPROTONOSUPPORT
 
 from pytest_crate.errors import HostError
 from pytest_crate.kernel import libc
@@ -31,7 +31,11 @@ _NAMESPACE_FLAGS = (
 )  # fmt: skip
 
 # linux/socket.h: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET
-_NAMESPACED_FAMILIES = (1, 2, 10, 16, 17)
+_NETLINK = 16
+_NAMESPACED_FAMILIES = (1, 2, 10, _NETLINK, 17)
+
+# linux/netlink.h: NETLINK_ROUTE, _USERSOCK, _SOCK_DIAG, _XFRM, _SELINUX, _AUDIT, _NETFILTER, _KOBJECT_UEVENT, _GENERIC
+_COMMON_PROTOCOLS = (0, 2, 4, 6, 7, 9, 12, 15, 16)
 
 # asm-generic/ioctls.h
 _TIOCEXCL = 0x540C
@@ -60,12 +64,25 @@ class Condition:
     :ivar any_bit_of: it matches if it has one of these bits; 0 if values are compared instead.
     :ivar one_of: it matches if it is one of these values.
     :ivar refuse_match: refuse what matches; False refuses what does not.
+    :ivar nested: by this value of the argument, another argument decides instead.
     """
 
     argument: int
     any_bit_of: int = 0
     one_of: tuple[int, ...] = ()
     refuse_match: bool = True
+    nested: Mapping[int, Nested] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Nested:
+    """What decides on a call by one of its arguments, given another's value.
+
+    :ivar errno: the error that the caller gets.
+    """
+
+    condition: Condition
+    errno: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,11 +201,23 @@ REFUSALS: tuple[Refusal, ...] = (
     # there (fcntl(2), /proc/sys/fs/lease-break-time: 45 s, again and again). File systems that have none say EINVAL.
     *_refuse("fcntl", EINVAL, condition=Condition(argument=1, one_of=(_F_SETLEASE,))),
     # Only families that network namespaces hold. AF_VSOCK reaches the hypervisor, AF_ALG the kernel's
-    # crypto code (CVE-2026-31431); others load modules of long record on first use (TIPC, RDS, CAN …).
+    # crypto code (CVE-2026-31431); others load modules of long record on first use (TIPC, RDS, CAN …). So do netlink's
+    # protocols of drivers, which no namespace holds either (iSCSI, CVE-2021-27365). SELinux's only listens; libselinux
+    # makes a socket of it.
     *_refuse(
         "socket socketpair",
         EAFNOSUPPORT,
-        condition=Condition(argument=0, one_of=_NAMESPACED_FAMILIES, refuse_match=False),
+        condition=Condition(
+            argument=0,
+            one_of=_NAMESPACED_FAMILIES,
+            refuse_match=False,
+            nested={
+                _NETLINK: Nested(
+                    condition=Condition(argument=2, one_of=_COMMON_PROTOCOLS, refuse_match=False),
+                    errno=EPROTONOSUPPORT,
+                )
+            },
+        ),
     ),
     # A new user namespace has all capabilities in it, and with them many more paths into the kernel.
     # CLONE_PARENT gives a child to the caller's own parent: to pytest, or its launcher, which would not know of it;
@@ -298,16 +327,18 @@ def _return_if(test: int, value: int, action: int) -> bytes:
     return _instruction(test, value, if_false=1) + _instruction(_RETURN, action)
 
 
-def _decision(refusal: Refusal) -> bytes:
+def _decision(condition: Condition | None, errno: int) -> bytes:
     """Return instructions that decide on a call whose number has matched."""
-    refused = _ERRNO | refusal.errno
-    condition = refusal.condition
+    refused = _ERRNO | errno
     if condition is None:
         return _instruction(_RETURN, refused)
     match, other = (refused, _ALLOW) if condition.refuse_match else (_ALLOW, refused)
     code = _instruction(_LOAD, _OFFSET_ARGUMENTS + 8 * condition.argument)
     if condition.any_bit_of:
         code += _return_if(_JUMP_ANY_BIT, condition.any_bit_of, match)
+    for value, nested in condition.nested.items():
+        decision = _decision(nested.condition, nested.errno)
+        code += _instruction(_JUMP_EQUAL, value, if_false=len(decision) // 8) + decision
     for value in condition.one_of:
         code += _return_if(_JUMP_EQUAL, value, match)
     return code + _instruction(_RETURN, other)
@@ -342,7 +373,7 @@ def build_filter(machine: str, *, capabilities: frozenset[int] = frozenset(), al
         number = refusal.numbers.get(machine)
         if number is None or refusal.unless in held or (allow_namespaces and refusal.makes_namespaces):
             continue
-        decision = _decision(refusal)
+        decision = _decision(refusal.condition, refusal.errno)
         program += (_instruction(_JUMP_EQUAL, number, if_false=len(decision) // 8), decision)
     program.append(_instruction(_RETURN, _ALLOW))
     return b"".join(program)

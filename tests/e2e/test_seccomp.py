@@ -125,6 +125,13 @@ CONDITIONAL = {
     "another request": ("ioctl", (2**64 - 1, termios.TIOCGWINSZ), errno.EBADF, errno.EBADF),
     "AF_UNIX": ("socket", (socket.AF_UNIX, socket.SOCK_STREAM), 0, 0),
     "AF_NETLINK": ("socket", (socket.AF_NETLINK, socket.SOCK_RAW), 0, 0),
+    "NETLINK_CONNECTOR": ("socket", (socket.AF_NETLINK, socket.SOCK_RAW, 11), 0, errno.EPROTONOSUPPORT),
+    "NETLINK_CONNECTOR, disguised": (
+        "socket",
+        (socket.AF_NETLINK, socket.SOCK_RAW, 11 | UPPER_BIT),
+        0,
+        errno.EPROTONOSUPPORT,
+    ),
     "personality with memory at 0": ("personality", (0x0100000,), 0, errno.EPERM),
     "personality of setarch -R": ("personality", (0x0040000,), 0, 0),
     "reading the personality": ("personality", (0xFFFFFFFF,), 0, 0),

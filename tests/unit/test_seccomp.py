@@ -198,6 +198,18 @@ def test_leases(machine: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["socket", "socketpair"])
+def test_netlink_protocols(machine: str, call: str) -> None:
+    """Of netlink's protocols those of drivers are unsupported, and those not known here; another family's of the same
+    number is none of them."""
+    common = {0, 2, 4, 6, 7, 9, 12, 15, 16}
+    for protocol in range(40):
+        refused = None if protocol in common else errno.EPROTONOSUPPORT
+        assert verdict(machine, call, socket.AF_NETLINK, socket.SOCK_RAW, protocol) == refused, protocol
+        assert verdict(machine, call, socket.AF_INET, socket.SOCK_RAW, protocol) is None
+    assert verdict(machine, call, 1 << 32 | socket.AF_NETLINK, socket.SOCK_RAW, 1 << 32 | 8) == errno.EPROTONOSUPPORT
+
+
+@pytest.mark.parametrize("call", ["socket", "socketpair"])
 def test_socket_families(machine: str, call: str) -> None:
     """Of all families, only those that a network namespace holds can be used."""
     allowed = {family for family in range(64) if verdict(machine, call, family, 1) is None}
@@ -219,6 +231,7 @@ def test_personality(machine: str) -> None:
 # Calls with their arguments: half of them are refused.
 ARGUMENTS: list[tuple[str, tuple[int, ...]]] = [
     ("fcntl", (3, 1024)), ("fcntl", (3, 1025)),
+    ("socket", (16, 3, 8)), ("socket", (16, 3, 0)),
     ("ioctl", (0, 0x5412)), ("socket", (38,)), ("socket", (40,)), ("socket", (1,)), ("ioctl", (0, 0x5401)),
     ("clone", (0x10000011,)), ("clone", (17,)), ("unshare", (0x80,)), ("unshare", (0x200,)),
     ("personality", (0x0400000,)), ("personality", (0,)),
