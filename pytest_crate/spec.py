@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os.path
 import re
@@ -384,7 +385,8 @@ CEILING_KEYS = ("memory", "cpus", "pids", "timeout", "tmpfs")
 def _parse(layer: Layer, key: str, value: object) -> Any:
     definition = _KEYS.get(key)
     if definition is None:
-        raise SpecError(origin=layer.origin, key=key, value=value, expected=f"a known key: {one_of(KEYS)}")
+        meant = "".join(f", {near!r} perhaps" for near in difflib.get_close_matches(key, KEYS, n=1))
+        raise SpecError(origin=layer.origin, key=key, value=value, expected=f"a known key{meant}: {one_of(KEYS)}")
     if definition.unlimited and (value is None or value == UNLIMITED):
         return None
     try:

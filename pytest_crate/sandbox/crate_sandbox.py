@@ -125,7 +125,8 @@ class CrateSandbox:
             if error.detail == FULL:
                 self._exceeded.add("pids")
             # Without the frames of the engine's, which asked the launcher.
-            raise (self._not_found(program, error) or error.with_traceback(None)) from error.__cause__
+            more = self._not_found(program, error) or self._not_executable(program, error)
+            raise (more or error.with_traceback(None)) from error.__cause__
         self._programs.append(started)
         return started
 
@@ -151,6 +152,22 @@ class CrateSandbox:
         if "/" in argument:
             return ProgramNotFound(argument, f"no such file {self._where}")
         return ProgramNotFound(argument, f"not found in the crate's PATH ({self._root_in_words})")
+
+    def _not_executable(self, program: child.Program, error: SandboxError) -> SandboxError | None:
+        """Return what makes a file no program, if that is why it could not be started: execve(2) says EACCES only."""
+        if error.syscall != "execve" or error.errno != errno.EACCES:
+            return None
+        try:
+            path = os.path.join(program.cwd, error.path)
+            descriptor = libc.open_in_root("look at a program", self._sandbox.root, path, os.O_PATH)
+        except SandboxError:
+            return None
+        mode = os.fstat(descriptor).st_mode
+        os.close(descriptor)
+        if stat.S_ISREG(mode) and mode & 0o111:
+            return None
+        detail = "it is a directory" if stat.S_ISDIR(mode) else "nobody may execute it: its mode has no x"
+        return SandboxError(error.step, syscall=error.syscall, path=error.path, errno=error.errno, detail=detail)
 
     @property
     def _where(self) -> str:

@@ -474,10 +474,17 @@ def verify_arguments(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
             raise TypeError(f"argv must be a list of strings, and {argument!r} is none")
         if "\0" in argument:  # execve(2) takes strings that end with it
             raise ValueError(f"argv: a null character in {argument!r}")
-        os.fsencode(argument)  # UnicodeEncodeError: one half of a surrogate pair is no text
+        _verify_encodes("argv", argument)
     if not arguments[0]:
         raise ProgramNotFound("''", "the program's name is empty")
     return arguments
+
+
+def _verify_encodes(name: str, text: str) -> None:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:  # one half of a surrogate pair is no text
+        raise ValueError(f"{name}: {text!r} can't be written as {error.encoding}: {error.reason}") from None
 
 
 def verify_variables(env: Mapping[str, str | None]) -> None:
@@ -490,7 +497,7 @@ def verify_variables(env: Mapping[str, str | None]) -> None:
             raise TypeError(f"env: the value of {name} must be a string or None, not {value!r}")
         if not name or "=" in name or "\0" in name + (value or ""):
             raise ValueError(f"env: {name}={value!r} can't be a variable: empty, '=' in its name, or a null character")
-        os.fsencode(name + (value or ""))
+        _verify_encodes("env", name + (value or ""))
 
 
 def verify_path(name: str, path: str | os.PathLike[str]) -> str:
@@ -503,7 +510,7 @@ def verify_path(name: str, path: str | os.PathLike[str]) -> str:
         raise TypeError(f"{name} must be a string or a path of one, not {text!r}")
     if "\0" in text:
         raise ValueError(f"{name}: a null character in {text!r}")
-    os.fsencode(text)
+    _verify_encodes(name, text)
     return text
 
 
@@ -517,4 +524,7 @@ def verify_user(user: str | int | None) -> None:
 def to_bytes(data: str | bytes | None) -> bytes:
     if data is not None and not isinstance(data, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"input must be text or bytes, not {data!r}")
-    return data.encode() if isinstance(data, str) else bytes(data or b"")
+    try:
+        return data.encode() if isinstance(data, str) else bytes(data or b"")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"input: can't be written as {error.encoding}: {error.reason}") from None

@@ -99,11 +99,14 @@ def test_interpreter_not_found(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_program_not_executable(cli: Cli, tmp_path: Path) -> None:
-    """A file that can't be executed is status 126."""
+    """A file that can't be executed is status 126, and the message says why it can't."""
     (tmp_path / "text").write_text("no program")
     done = cli("host", tmp_path / "text")
     assert done.returncode == 126
-    assert b"Permission denied" in done.stderr
+    assert b"Permission denied (errno 13); nobody may execute it: its mode has no x" in done.stderr
+    done = cli("host", tmp_path)
+    assert done.returncode == 126
+    assert b"Permission denied (errno 13); it is a directory" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,8 @@ def test_a_time_beyond_all_numbers(engine: Engine) -> None:
     [
         ({"cwd": "/etc\0/x"}, ValueError, "cwd: a null character"),
         ({"cwd": b"/etc"}, TypeError, "cwd must be a string"),
-        ({"cwd": "/\ud800"}, UnicodeEncodeError, "surrogates not allowed"),
-        ({"env": {"A": "\ud800"}}, UnicodeEncodeError, "surrogates not allowed"),
+        ({"cwd": "/\ud800"}, ValueError, r"cwd: '/\\ud800' can't be written as utf-8: surrogates not allowed"),
+        ({"env": {"A": "\ud800"}}, ValueError, "env: .*surrogates not allowed"),
         ({"stdout": subprocess.STDOUT}, ValueError, "only stderr can be where stdout is"),
     ],
 )
@@ -178,8 +178,10 @@ def test_what_is_no_path_or_text(engine: Engine, options: dict[str, Any], error:
     crate = crate_of(engine)
     with pytest.raises(error, match=reason):
         crate.popen(["true"], **options)
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(ValueError, match=r"argv: .*surrogates not allowed"):
         crate.run(["echo", "\ud800"])
+    with pytest.raises(ValueError, match="input: can't be written as utf-8"):
+        crate.run(["cat"], input="\ud800")
     with pytest.raises(ValueError, match="path: a null character"):
         crate.read_bytes("/etc/passwd\0.txt")
     assert crate.run(["printf", "%s", "\udcff"], cwd="/", text=False).stdout == b"\xff"

@@ -179,10 +179,12 @@ def test_numbers_may_be_text() -> None:
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
-    """A misspelt key is an error that lists every key."""
-    with pytest.raises(SpecError) as caught:
+    """A misspelt key is an error that lists every key, and has the nearest first where one is near."""
+    with pytest.raises(SpecError, match=r"expected a known key, 'memory' perhaps: 'memory', 'swap'") as caught:
         spec_of(memmory="64m")
     assert all(repr(key) in str(caught.value) for key in KEYS)
+    with pytest.raises(SpecError, match="expected a known key: 'memory'"):
+        spec_of(disk="1g")
 
 
 def test_a_nearer_layer_wins_key_by_key() -> None:
