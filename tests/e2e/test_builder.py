@@ -11,7 +11,8 @@ import pytest
 
 from pytest_crate.errors import SandboxError
 from pytest_crate.sandbox.builder import Builder
-from pytest_crate.sandbox.launcher import Launcher
+from pytest_crate.sandbox.making import Maker
+from pytest_crate.sandbox.remains import Remains
 
 pytestmark = pytest.mark.needs("root", "overlay", "calls")
 
@@ -89,8 +90,8 @@ def test_a_builder_that_hangs(pytester: pytest.Pytester) -> None:
         pytester,
         """
 import time
-from pytest_crate.sandbox import builder, launcher
-launcher._READY_SECONDS = 1
+from pytest_crate.sandbox import builder, making
+making.READY_SECONDS = 1
 furnish = builder.furnish
 builder.furnish = lambda design, *a, **k: (
     time.sleep(100) if design.hostname == "bad" else furnish(design, *a, **k)
@@ -144,9 +145,9 @@ def test_whoever_should_bear_an_init_is_killed(pytester: pytest.Pytester) -> Non
         """
 import struct
 from pytest_crate.kernel import libc, seccomp
-from pytest_crate.sandbox import launcher
-launcher._READY_SECONDS = 10_000
-begin_init = launcher.begin_init
+from pytest_crate.sandbox import making
+making.READY_SECONDS = 10_000
+begin_init = making.begin_init
 is_write = struct.pack(
     "=HBBIHBBIHBBIHBBI",
     *(0x20, 0, 0, 0),  # load the call's number
@@ -159,7 +160,7 @@ def doomed(design, birth, kinds):
         birth.table.add("be doomed", "prctl", libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         seccomp.install(is_write, call=birth.table.add)
     begin_init(design, birth, kinds)
-launcher.begin_init = doomed
+making.begin_init = doomed
 """,
     )
     assert "crate: make the crate's namespaces: the process that should fork died" in printed
@@ -173,8 +174,8 @@ def test_an_init_that_hangs_without_a_builder(pytester: pytest.Pytester) -> None
             program="""
 import time
 from pytest_crate.kernel import calls
-from pytest_crate.sandbox import init, launcher
-launcher._READY_SECONDS = 1
+from pytest_crate.sandbox import init, making
+making.READY_SECONDS = 1
 calls.works = lambda: False
 furnish = init.furnish
 init.furnish = lambda design, *a, **k: time.sleep(100) if design.hostname == "bad" else furnish(design, *a, **k)
@@ -209,11 +210,11 @@ def test_what_one_leaves_undone_does_not_end_the_next() -> None:
             stack.enter_context(end)
         (heard, told), (gone, _), (channel, _) = pairs
         told.close()
-        launcher = object.__new__(Launcher)
-        launcher.ending = set()
-        launcher.builder = Builder(pid=working.pid, channel=channel)
-        building = Mock(builder=Builder(pid=working.pid, channel=gone), channel=heard, init=init.pid)
+        maker = object.__new__(Maker)
+        maker._remains = Remains()
+        maker._builder = Builder(pid=working.pid, channel=channel)
+        making = Mock(builder=Builder(pid=working.pid, channel=gone), channel=heard, init=init.pid)
         with pytest.raises(SandboxError, match="the builder was killed"):
-            launcher._hear(building)
-        assert launcher.builder is not None
+            maker._hear(making)
+        assert maker._builder is not None
         assert working.poll() is None

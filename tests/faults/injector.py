@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_crate.kernel import calls, capabilities, libc, namespaces, seccomp
-from pytest_crate.sandbox import builder, child, launcher, sandbox, wire
+from pytest_crate.sandbox import builder, child, launcher, making, sandbox, wire
 
 # Not close(2), which has closed its descriptor even where it fails, nor what can't fail.
 OS_CALLS = (
@@ -48,11 +48,11 @@ STAGES = {
     "start": (launcher, "_begin"),
     "create": (launcher.Launcher, "_create"),
     "furnish": (launcher.Launcher, "_go_on"),
-    "hand out": (launcher.Launcher, "_hand_out"),
+    "finish": (making.Maker, "_finish"),
     "start the program": (launcher.Launcher, "_spawn"),
     "remove": (launcher.Launcher, "_remove_now"),
     # forked from it
-    "init": (launcher, "become_init"),
+    "init": (making, "become_init"),
     "build": (builder, "_build"),
     "program": (child, "become_program"),
 }

@@ -23,7 +23,7 @@ FORKS = ("clone", "fork", "posix_spawn")
 HANG_SECONDS = 20
 FEW = 100
 NAMES = ("/etc/hosts", "/etc/hostname")
-WHATEVER_ROOT = ("ask", "create", "hand out", "be born", "enter", "confine", "remove")
+WHATEVER_ROOT = ("ask", "create", "finish", "be born", "enter", "confine", "remove")
 """Stages that are the same on the host's root and on an image."""
 
 ENDING = ("init", "be born", "enter", "confine", "program")
@@ -153,7 +153,7 @@ def fail_each_call(run_faulted: RunFaulted, way: str, thoroughness: Thoroughness
         plans = [plan for plan in plans if plan["stage"] not in ("launch", "start")]
     if "image" in way:
         plans = [plan for plan in plans if plan["stage"] not in WHATEVER_ROOT]
-    assert stages >= {"launch", "start", "ask", "create", "hand out", *expected}
+    assert stages >= {"launch", "start", "ask", "create", "finish", *expected}
     chosen = matching(plans, thoroughness.only) or thoroughness.some(plans)
     run = run_faulted(way, [{}, *followed(chosen)])
     normal = run.found[0].seen
