@@ -22,12 +22,12 @@ from tests.conftest import temporary_prefix
 from tests.escape.attempts import ATTEMPTS, EFFECTS
 from tests.escape.decoys import NOBODY, Decoys
 from tests.images import libraries_of, make_image
+from tests.inner import INNER_TIMEOUT_SECONDS
 
 Outcome = tuple[str, str]
 """``held``, ``escaped`` or ``error``, and what there is to say."""
 
 WAYS = ("body-host", "program-host", "body-image", "program-image")
-TIMEOUT_SECONDS = 120
 
 MATRIX = """
 import json, sys
@@ -126,7 +126,7 @@ class Who:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=INNER_TIMEOUT_SECONDS,
             check=False,
             pass_fds=pass_fds,
         )
@@ -177,7 +177,7 @@ def run_here(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.Monk
                 "sandbox._LAUNCH = sandbox._LAUNCH.removesuffix('; main()') + without\n"
             )
         options = ["-rA", "-p", "no:rerunfailures", "-p", "no:cov", "-p", "no:cacheprovider"]
-        done = pytester.runpytest_subprocess(*options, *args, timeout=TIMEOUT_SECONDS)
+        done = pytester.runpytest_subprocess(*options, *args, timeout=INNER_TIMEOUT_SECONDS)
         return done.stdout.str() + done.stderr.str()
 
     return run
@@ -203,7 +203,7 @@ def _decoys(owner: int, *, system_python: str = "") -> Iterator[Decoys]:
 def decoys_of_root(needs: Callable[..., None]) -> Iterator[Decoys]:
     """Decoys for root's attempts, and for the controls."""
     needs("root", "overlay", "loop devices")
-    with _decoys(0) as decoys:
+    with _decoys(0, system_python=os.path.realpath(sys.executable)) as decoys:
         yield decoys
 
 
