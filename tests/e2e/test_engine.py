@@ -219,6 +219,43 @@ def test_a_fork_of_the_test(engine: Engine) -> None:
     crate.close()
 
 
+KILLED_IN_A_REQUEST = """
+import os, signal, sys, time
+
+sys.path.insert(0, sys.argv[1])
+from pytest_crate.sandbox.sandbox import Engine
+from tests.e2e.test_engine import crate_of, launcher_of, start
+
+engine = Engine()
+start(crate_of(engine), "sleep", "100")
+launcher = launcher_of(engine).pid
+if os.fork() == 0:  # a worker of multiprocessing's has the launcher's socket, too
+    sys.stdin.read()
+    os._exit(0)
+os.kill(launcher, signal.SIGSTOP)  # it is busy
+print(launcher, flush=True)
+engine.ask({"request": "signal", "much": "x" * (4 << 20)}, launcher=launcher)
+"""
+
+
+def test_pytest_is_killed_in_the_midst_of_a_request(tmp_path: Path) -> None:
+    """The launcher ends, and its crates, though a fork of pytest's that lives on keeps their socket open."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_IN_A_REQUEST)
+    project = Path(__file__).parents[2]
+    command = [sys.executable, str(script), str(project)]
+    with subprocess.Popen(command, cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        launcher = psutil.Process(int(killed.stdout.readline()))
+        while psutil.Process(killed.pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.01)  # it does when it has sent as much as there is room for
+        killed.kill()
+        killed.wait()
+        launcher.resume()
+        _, alive = psutil.wait_procs([launcher, *launcher.children()], timeout=10)
+        assert not alive
+
+
 def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer is not taken for the next one's. A mask doesn't keep the signal from pytest's other threads."""
     crate = crate_of(engine)
