@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pytest_crate.errors import SandboxError
 from pytest_crate.sandbox import host_view, rootfs, wire
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 from pytest_crate.sandbox.program import CratePopen
-from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox
+from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox, _signals_held
 from pytest_crate.spec import Layer, build_spec
 
 SPEC = build_spec([Layer(origin="test", values={})])
@@ -197,19 +197,30 @@ def test_a_file_that_does_not_fit(engine: Engine) -> None:
     crate.close()
 
 
-def test_a_fork_of_the_test(engine: Engine) -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["", "while another thread asks"])
+@pytest.mark.parametrize("what", ["runs a program", "makes a crate"])
+def test_a_fork_of_the_test(engine: Engine, what: str, *, held: bool) -> None:
     """It is told that the crate is not its own; the test's requests are answered as ever."""
     crate = crate_of(engine)
     reading, writing = os.pipe()
+    lock = engine._lock  # noqa: SLF001 - as another thread would
+    if held:
+        lock.acquire()
     pid = os.fork()
     if pid == 0:
         try:
-            crate.run(["true"], cwd="/")
+            signal.alarm(20)
+            crate.run(["true"], cwd="/") if what == "runs a program" else crate_of(engine)
         except SandboxError as error:
             os.write(writing, str(error).encode())
         finally:
             os._exit(0)
     os.close(writing)
+    if held:
+        lock.release()
+    another = crate_of(engine)
+    assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
+    another.close()
     for number in range(10):
         assert crate.run(["echo", str(number)], cwd="/").stdout == f"{number}\n"
     os.waitpid(pid, 0)
@@ -309,6 +320,27 @@ def test_a_signal_that_is_held_while_a_crate_is_made(engine: Engine, monkeypatch
     inits = [child.name() for child in launcher.children() if child.name() == "crate-init"]
     another.close()
     assert len(inits) == 1
+
+
+def test_a_signal_that_has_come_before_signals_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler raises when they are held already: then they are let go, and the next Ctrl-C, or alarm, comes."""
+    mask = signal.pthread_sigmask
+    held: list[set[int]] = []
+
+    def mask_and_raise(how: int, signals: Iterable[int]) -> set[int]:
+        before = mask(how, signals)
+        if how == signal.SIG_BLOCK and signals and not held:
+            held.append({*mask(signal.SIG_BLOCK, ())})
+            raise KeyboardInterrupt  # as _signal.pthread_sigmask() does after the call (signalmodule.c)
+        return {*before}
+
+    before = mask(signal.SIG_BLOCK, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "pthread_sigmask", mask_and_raise)
+        with pytest.raises(KeyboardInterrupt), _signals_held():
+            raise AssertionError
+    assert held[0] > before
+    assert mask(signal.SIG_SETMASK, before) == before
 
 
 def test_what_was_used_is_known_where_the_launcher_dies_at_the_very_end(
