@@ -138,7 +138,12 @@ class Engine:
             undo.pop_all()
         self._owner = self._getpid()
         self._channel = ours
-        answer, _ = self._receive()
+        try:
+            answer, _ = self._receive()
+        except BaseException:
+            # A handler raised: what the launcher says of itself may still come, and would be taken for an answer.
+            self._forget()
+            raise
         if "error" in answer:
             self._forget()
             raise HostError(answer["error"], feature="cgroups")

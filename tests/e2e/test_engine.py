@@ -289,6 +289,21 @@ def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatc
     another.close()
 
 
+def test_a_handler_that_raises_when_the_launcher_is_started(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one is given up: the next use starts another, and knows what enforces crates."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            print(engine.enforcement)
+    crate = crate_of(engine)
+    assert crate.run(["echo", "here"], cwd="/").stdout == "here\n"
+    crate.close()
+
+
 def test_a_signal_that_is_held_while_a_crate_is_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its handler raises, nobody gets the crate, and nothing of it is left."""
 
