@@ -55,8 +55,9 @@ class TerminalSettings:
 @contextlib.contextmanager
 def _not_stopped() -> Iterator[None]:
     """Change a terminal without being stopped, whoever has the foreground by now (tcsetattr(3), SIGTTOU)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # a handler may raise when it has
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -64,6 +64,7 @@ class Conductor:
         self._last: pytest.Item | None = None
         self._shared = 0
         self._fixtures = 0
+        self._in_fixture = False  # a wider one is being set up
         self._output: ChildOutput | None = None
         self._own_failure = False
 
@@ -146,10 +147,17 @@ class Conductor:
         if request.scope == "function" or RIDER in self.config.stash:
             return (yield)
         self._fixtures += 1
-        self.crates.watch_fixture()
+        # One that asks for another with getfixturevalue() is in the midst of its own set-up: what it has made so far is
+        # the run's, too.
+        outer, self._in_fixture = self._in_fixture, True
+        if outer:
+            self.crates.fixture_ready()
+        else:
+            self.crates.watch_fixture()
         try:
             return (yield)
         finally:
+            self._in_fixture = outer
             self.crates.fixture_ready()
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Collection, Iterator
@@ -26,20 +27,23 @@ def held(paths: Collection[str]) -> frozenset[str]:
 
 def bound_sockets() -> frozenset[str]:
     """Return the real paths of the unix sockets that this process and its descendants have bound (proc_net(5))."""
-    names: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError), open("/proc/self/net/unix", "rb") as table:
-        for line in table.read().split(b"\n")[1:]:
-            fields = line.split(maxsplit=7)
-            if len(fields) > 7 and not fields[7].startswith(b"@"):
-                names.setdefault(f"socket:[{int(fields[6])}]", []).append(os.fsdecode(fields[7]))
+        # A name is written as it is: after a line break in one, be it a stranger's, may stand anything. Where a socket
+        # has got another name by that, which of the two is its own is not known.
+        lines = [line.split(maxsplit=7) for line in table.read().split(b"\n")[1:]]
+        counts = collections.Counter(fields[6] for fields in lines if len(fields) > 6)
+        for fields in lines:
+            if len(fields) > 7 and counts[fields[6]] == 1 and not fields[7].startswith(b"@"):
+                names[os.fsdecode(b"socket:[%b]" % fields[6])] = os.fsdecode(fields[7])
     found: set[str] = set()
     for process in _processes() if names else ():
         with contextlib.suppress(OSError):
             directory = os.readlink(f"{process}/cwd")
             for _, target in _links(process):
-                for name in names.get(target, ()):
+                if target in names:
                     # A socket's name is as it was bound: often relative, for it is short.
-                    parent, base = os.path.split(os.path.join(directory, name))
+                    parent, base = os.path.split(os.path.join(directory, names[target]))
                     found.add(os.path.join(os.path.realpath(parent), base))
     return frozenset(found)
 

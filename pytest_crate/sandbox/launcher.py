@@ -94,7 +94,7 @@ class Launcher:
                 self._reap()
             if self.channel.fileno() in ready:
                 try:
-                    received = wire.receive(self.channel)
+                    received = wire.receive(self.channel, sender=self.pytest_pidfd)
                 except wire.DescriptorsLost:
                     # Only who asks for a program sends any, and waits for the answer.
                     self._reply({"sandbox_error": SandboxError("ask the launcher", detail=_TOO_MANY).to_json()})

@@ -137,6 +137,8 @@ class Made:
             if identity(os.stat(f"{parent}/..")) not in self._places:
                 return
             place = os.path.realpath(parent)
+            if self.has_made(place):  # and is shown with all that is in it, however much that is
+                return
         path = f"{place}/{name}"
         try:
             before = identity(os.lstat(path))

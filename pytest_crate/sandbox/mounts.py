@@ -110,7 +110,7 @@ class Overlay(Operation):
                 # Not every file system can be an overlay's lower one (FAT, an overlay on an overlay, a dead NFS).
                 if error.errno not in (errno.EINVAL, errno.EACCES, errno.ELOOP, errno.ESTALE) or not self.or_read_only:
                     raise
-        Bind(target=self.target, source=self.lower, recursive=True).perform(shop)
+        Bind(target=self.target, source=self.lower, recursive=True, within=self.within).perform(shop)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ class Bind(Operation):
     :ivar if_absent: only where the root has nothing at that path.
     :ivar if_present: only if the source is still there.
     :ivar as_named: the source is not resolved: symbolic links lead from it to where they lead on the host.
-    :ivar within: the directory that such a source has to be in, whatever links are in that one by now; empty for none.
+    :ivar within: the directory that it has to be in, whatever links are in that one by now; empty for none.
     """
 
     kind: ClassVar[str] = "bind"
@@ -241,17 +241,27 @@ def _found(shop: Workshop, step: str, path: str, *, as_named: bool = False, with
         os.close(host)
     try:
         held = f"{HOST}/proc/self/fd/{place}"
-        with libc.os_step(step, "readlink", path):
-            found = os.readlink(held).removeprefix(HOST)
-        if within and not f"{found}/".startswith(f"{within}/"):
-            detail = (
-                f"a symbolic link in {within}, where crates may write, leads to {found}; "
-                f"mount {found} itself if that is meant"
-            )
-            raise SandboxError(step, detail=detail)
+        _verify_within(step, place, within, tree=HOST)
         yield held
     finally:
         os.close(place)
+
+
+def _verify_within(step: str, place: int, within: str, *, tree: str) -> None:
+    """Refuse an open path that crates have led out of a directory; nothing is refused if that is empty.
+
+    :param tree: where the tree of paths begins that the directory's is of.
+    """
+    if not within:
+        return
+    with libc.os_step(step, "readlink", within):
+        found = os.readlink(f"{HOST}/proc/self/fd/{place}").removeprefix(tree)
+    if not f"{found}/".startswith(f"{within}/"):
+        detail = (
+            f"a symbolic link in {within}, where crates may write, leads to {found}; "
+            f"mount {found} itself if that is meant"
+        )
+        raise SandboxError(step, detail=detail)
 
 
 def _is_present(shop: Workshop, step: str, path: str, *, directory: bool = False) -> bool:
@@ -299,10 +309,14 @@ def _exists(shop: Workshop, path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capture(Operation):
-    """Hold a path of the root aside, with what is mounted below it, before it is covered."""
+    """Hold a path of the root aside, with what is mounted below it, before it is covered.
+
+    :ivar within: as of an overlay.
+    """
 
     kind: ClassVar[str] = "capture"
     target: str
+    within: str = ""
 
     def sources(self) -> tuple[str, ...]:
         return (self.target,)
@@ -316,6 +330,7 @@ class Capture(Operation):
                 return  # gone since it was planned: there is nothing to show
             raise
         try:
+            _verify_within(step, place, self.within, tree=ROOT)
             shop.captured[self.target] = shop.hold(libc.open_tree(step, place, "", recursive=True))
         finally:
             os.close(place)

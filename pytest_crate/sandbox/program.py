@@ -307,12 +307,14 @@ class CratePopen:
         with self._own_status() as status, selectors.DefaultSelector() as selector:
             pending = memoryview(data)
             if self.stdin is not None and not self.stdin.closed:
-                self.stdin.flush()
+                # The program may have ended, or closed it: that is no error, as in subprocess.
+                with contextlib.suppress(BrokenPipeError):
+                    self.stdin.flush()
                 if pending:
                     os.set_blocking(self.stdin.fileno(), False)
                     selector.register(self.stdin.fileno(), selectors.EVENT_WRITE, "stdin")
                 else:
-                    self.stdin.close()
+                    _close(self.stdin)
             for name, stream in (("stdout", self.stdout), ("stderr", self.stderr)):
                 if stream is not None and not stream.closed:
                     os.set_blocking(stream.fileno(), False)
@@ -348,7 +350,7 @@ class CratePopen:
                         if not pending:
                             selector.unregister(key.fd)
                             assert self.stdin is not None
-                            self.stdin.close()
+                            _close(self.stdin)
                     else:
                         try:
                             chunk = os.read(key.fd, 1 << 16)
@@ -407,8 +409,7 @@ class CratePopen:
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+                _close(stream)
 
     def close(self) -> None:
         """Close the streams; the program, if it still runs, ends with its crate."""
@@ -427,6 +428,12 @@ class CratePopen:
         self._close_streams()
         if kind is None:
             self.wait()
+
+
+def _close(stream: IO[Any]) -> None:
+    """Close a stream, also where nobody is there to read what is left in its buffer."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def _descriptor(name: str, given: int | IO[Any]) -> int:

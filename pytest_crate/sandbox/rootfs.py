@@ -151,7 +151,13 @@ def _without_overlay(operation: Operation) -> Operation:
         return operation
     if operation.target == "/":
         return Copy(target="/", source=operation.lower, within=operation.within)
-    return Bind(target=operation.target, source=operation.lower, recursive=True, if_present=operation.if_present)
+    return Bind(
+        target=operation.target,
+        source=operation.lower,
+        recursive=True,
+        if_present=operation.if_present,
+        within=operation.within,
+    )
 
 
 def is_all_in_view(view: HostView) -> bool:
@@ -238,7 +244,7 @@ def _host_root(spec: CrateSpec, view: HostView) -> Iterator[Operation]:
     yield from _rootless_overlays(view) if apart else _root_overlays(view, list(covers), revealed)
     # Before anything of the host's is mounted where a symlink of the tree may lead.
     yield Names(hostname=spec.hostname)
-    yield from (Capture(target=path) for path in revealed)
+    yield from (Capture(target=path, within=lent_above(path, view.lent)) for path in revealed)
     yield from _kernel_parts(spec, view)
     # Outer places first, whatever they are: a project below basetemp is shown on top of it.
     # /dev has a private directory for shared memory already.
@@ -273,9 +279,12 @@ def _kept(view: HostView) -> tuple[list[str], list[Symlink]]:
 
 def _shared(view: HostView) -> Iterator[Bind]:
     """What is the host's own even in a crate: bound, not copied."""
-    yield from (Bind(target=path, source=path, writable=True, recursive=True) for path in view.writable)
-    yield from (Bind(target=path, source=path, recursive=True) for path in view.readable)
-    yield from (Bind(target=path, source=path, if_present=True) for path in view.sockets)
+    for path in view.writable:
+        yield Bind(target=path, source=path, writable=True, recursive=True, within=lent_above(path, view.lent))
+    for path in view.readable:
+        yield Bind(target=path, source=path, recursive=True, within=lent_above(path, view.lent))
+    for path in view.sockets:
+        yield Bind(target=path, source=path, if_present=True, within=lent_above(path, view.lent))
 
 
 def _depth(place: _Place) -> int:
@@ -303,13 +312,15 @@ def _any_holds(directories: Iterable[str], path: str) -> bool:
     return any(is_at_or_below(path, directory) for directory in directories)
 
 
-def _copy_on_write(path: str, *, if_present: bool = False, or_read_only: bool = False) -> Iterator[Overlay | Bind]:
+def _copy_on_write(
+    path: str, *, within: str = "", if_present: bool = False, or_read_only: bool = False
+) -> Iterator[Overlay | Bind]:
     if os.path.isdir(path):
-        yield Overlay(target=path, lower=path, if_present=if_present, or_read_only=or_read_only)
+        yield Overlay(target=path, lower=path, within=within, if_present=if_present, or_read_only=or_read_only)
     elif os.path.isfile(path):
         # A file bound on a file, as containers have /etc/hosts: an overlay is made of directories. Nothing
         # else is shown: a socket, as containers have an engine's, would be a way to the host.
-        yield Bind(target=path, source=path, if_present=if_present)
+        yield Bind(target=path, source=path, within=within, if_present=if_present)
 
 
 def _rootless_overlays(view: HostView) -> Iterator[Operation]:
@@ -326,7 +337,7 @@ def _rootless_overlays(view: HostView) -> Iterator[Operation]:
         if any(is_below(point, path) for point in points):
             yield from _split(path, points, ())
         else:
-            yield from _copy_on_write(path, if_present=True)
+            yield from _copy_on_write(path, within=lent_above(path, view.lent), if_present=True)
 
 
 def _split(directory: str, points: Sequence[str], skip: Sequence[str]) -> Iterator[Operation]:
@@ -360,7 +371,8 @@ def _image_root(spec: CrateSpec, view: HostView, rootfs: str) -> Iterator[Operat
         Bind(target=path, source=path, recursive=True) for path in _to_show(view.project, view.homes) if path != "/"
     ]
     kept, links = _kept(view)
-    places += [place for path in kept for place in _copy_on_write(path, if_present=True)]
+    for path in kept:
+        places += _copy_on_write(path, within=lent_above(path, view.lent), if_present=True)
     places += [*links, *_shared(view)]
     # A home within the project is as private as one elsewhere.
     places += [Private(target=home) for home in view.homes if any(is_below(home, path) for path in view.project)]

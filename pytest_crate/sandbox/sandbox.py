@@ -103,10 +103,11 @@ class Engine:
         :raises SandboxError: the launcher can't be started.
         :raises HostError: the configured cgroup parent can't be used.
         """
-        with self._lock:
-            if self._enforcement is None:
-                self._start()
-            return cast("Enforcement", self._enforcement)
+        if self._enforcement is None:
+            with self._lock:
+                if self._enforcement is None:
+                    self._start()
+        return cast("Enforcement", self._enforcement)
 
     def _start(self) -> socket.socket:
         if self._channel is not None and self._has_ended(self._channel):
@@ -137,7 +138,12 @@ class Engine:
             undo.pop_all()
         self._owner = self._getpid()
         self._channel = ours
-        answer, _ = self._receive()
+        try:
+            answer, _ = self._receive()
+        except BaseException:
+            # A handler raised: what the launcher says of itself may still come, and would be taken for an answer.
+            self._forget()
+            raise
         if "error" in answer:
             self._forget()
             raise HostError(answer["error"], feature="cgroups")
@@ -199,7 +205,7 @@ class Engine:
         :param launcher: its pid.
         :raises SandboxError: the kernel refused a step of it, or the launcher has ended.
         """
-        with self._lock, _signals_held() as mask:
+        with self._asking() as mask:
             channel = self._verify_alive(launcher)
             frame = wire.encode(message)
             answer = None
@@ -223,21 +229,31 @@ class Engine:
 
         :raises LauncherEnded: there is nobody to hear it.
         """
-        with self._lock, _signals_held():
+        with self._asking():
             self._send(self._verify_alive(launcher), wire.encode(message))
 
     def verify_alive(self, launcher: int) -> None:
         """
         :raises LauncherEnded: a launcher has ended, and with it every crate it had made.
         """
-        with self._lock:
+        with self._asking():
             self._verify_alive(launcher)
 
-    def _verify_alive(self, launcher: int) -> socket.socket:
-        if self._owner != self._getpid():
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[set[int]]:
+        """Let no other thread ask in the block, and hold signals; give the mask of before.
+
+        :raises SandboxError: the launcher is another process's.
+        """
+        # Before all else: whoever had the lock at the fork gives it back in that process only.
+        if self._owner not in (0, self._getpid()):
             # It has the same socket: each would get answers to what the other has asked.
             detail = "the crate belongs to the process that this one was forked from, and only that one can use it"
             raise SandboxError("ask the launcher", detail=detail)
+        with self._lock, _signals_held() as mask:
+            yield mask
+
+    def _verify_alive(self, launcher: int) -> socket.socket:
         # A new launcher knows nothing of another's crates.
         if self._channel is None or self._pid != launcher or self._has_ended(self._channel):
             raise LauncherEnded("ask the launcher", detail=ENDED)
@@ -283,7 +299,7 @@ class Engine:
 
         :param count: how many there shall be, with those that there are.
         """
-        with self._lock, _signals_held():
+        with self._asking():
             design = self._design_of(spec, operations)
             sources = _identities(operations)
             if not all(prepared.is_of(design, sources) for prepared in self._prepared):
@@ -367,7 +383,7 @@ class Engine:
         number: int | None = None
         descriptors: list[int] = []
         try:
-            with self._lock, _signals_held() as mask:
+            with self._asking() as mask:
                 design = self._design_of(spec, operations)
                 number = self._take_prepared(design)
                 if number is not None:
@@ -423,7 +439,7 @@ class Engine:
         return sandbox
 
     def _give_up(self, number: int) -> None:
-        with self._lock, _signals_held():
+        with self._asking():
             self._discard(number)
 
     def _is_rootless(self) -> bool:
@@ -507,8 +523,10 @@ def _identities(operations: Sequence[mounts.Operation]) -> tuple[object, ...]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[set[int]]:
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    # Asked for before anything is held: who holds signals may be told, by a handler that raises, of one that had come.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
         yield {int(number) for number in mask}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

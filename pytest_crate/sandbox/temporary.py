@@ -146,10 +146,10 @@ def _entries(directory: str) -> Iterator[tuple[str, os.stat_result]]:
         return
     with listing:
         for entry in listing:
-            try:
+            # It has gone already, or others may list its directory and not look at what is in there, or it is a mount
+            # of FUSE, which is its user's alone (mount.fuse(8), allow_other) or whose server has died.
+            with contextlib.suppress(OSError):
                 yield entry.path, entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
 
 
 def unix_sockets(paths: Iterable[str]) -> tuple[str, ...]:

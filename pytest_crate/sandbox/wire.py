@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -196,9 +197,11 @@ def send_frame(channel: socket.socket, frame: bytes, descriptors: Iterable[int] 
     channel.sendall(frame)
 
 
-def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+def receive(channel: socket.socket, *, sender: int | None = None) -> tuple[Message, list[int]] | None:
     """Receive a message and the descriptors beside it (close-on-exec); None at the end of the stream.
 
+    :param sender: the pidfd of who sends: where that one ends inside a message, so does the stream, though a fork of it
+        may keep it open. None for whoever it is.
     :raises DescriptorsLost: there is no room for them; the stream is in order.
     :raises WireError: the stream ends inside a message, or holds none.
     """
@@ -214,13 +217,13 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     if not head:
         return None
     while len(head) < _LENGTH.size:
-        head += _some(channel, _LENGTH.size - len(head))
+        head += _some(channel, _LENGTH.size - len(head), sender)
     (length,) = _LENGTH.unpack(head)
     if length > MAX_FRAME_BYTES:
         raise WireError(f"a frame claims {length} bytes")
     body = bytearray()
     while len(body) < length:
-        body += _some(channel, min(length - len(body), 1 << 20))
+        body += _some(channel, min(length - len(body), 1 << 20), sender)
     if flags & socket.MSG_CTRUNC:
         for descriptor in fds:
             os.close(descriptor)
@@ -228,7 +231,13 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     return decode(bytes(body)), fds
 
 
-def _some(channel: socket.socket, count: int) -> bytes:
+def _some(channel: socket.socket, count: int, sender: int | None) -> bytes:
+    if sender is not None:
+        poll = select.poll()
+        for descriptor in (channel.fileno(), sender):
+            poll.register(descriptor, select.POLLIN)
+        if channel.fileno() not in dict(poll.poll()):
+            raise WireError("its sender ended inside a message")
     data = channel.recv(count)
     if not data:
         raise WireError("the stream ended inside a message")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pytest_crate.errors import SandboxError
 from pytest_crate.sandbox import host_view, rootfs, wire
 from pytest_crate.sandbox.crate_sandbox import CrateSandbox
 from pytest_crate.sandbox.program import CratePopen
-from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox
+from pytest_crate.sandbox.sandbox import Engine, LauncherEnded, Sandbox, _signals_held
 from pytest_crate.spec import Layer, build_spec
 
 SPEC = build_spec([Layer(origin="test", values={})])
@@ -199,19 +199,30 @@ def test_a_file_that_does_not_fit(engine: Engine) -> None:
     crate.close()
 
 
-def test_a_fork_of_the_test(engine: Engine) -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["", "while another thread asks"])
+@pytest.mark.parametrize("what", ["runs a program", "makes a crate"])
+def test_a_fork_of_the_test(engine: Engine, what: str, *, held: bool) -> None:
     """It is told that the crate is not its own; the test's requests are answered as ever."""
     crate = crate_of(engine)
     reading, writing = os.pipe()
+    lock = engine._lock  # noqa: SLF001 - as another thread would
+    if held:
+        lock.acquire()
     pid = os.fork()
     if pid == 0:
         try:
-            crate.run(["true"], cwd="/")
+            signal.alarm(20)
+            crate.run(["true"], cwd="/") if what == "runs a program" else crate_of(engine)
         except SandboxError as error:
             os.write(writing, str(error).encode())
         finally:
             os._exit(0)
     os.close(writing)
+    if held:
+        lock.release()
+    another = crate_of(engine)
+    assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
+    another.close()
     for number in range(10):
         assert crate.run(["echo", str(number)], cwd="/").stdout == f"{number}\n"
     os.waitpid(pid, 0)
@@ -219,6 +230,43 @@ def test_a_fork_of_the_test(engine: Engine) -> None:
         assert "the crate belongs to the process that this one was forked from" in told.read()
     assert crate.run(["echo", "again"], cwd="/").stdout == "again\n"
     crate.close()
+
+
+KILLED_IN_A_REQUEST = """
+import os, signal, sys, time
+
+sys.path.insert(0, sys.argv[1])
+from pytest_crate.sandbox.sandbox import Engine
+from tests.e2e.test_engine import crate_of, launcher_of, start
+
+engine = Engine()
+start(crate_of(engine), "sleep", "100")
+launcher = launcher_of(engine).pid
+if os.fork() == 0:  # a worker of multiprocessing's has the launcher's socket, too
+    sys.stdin.read()
+    os._exit(0)
+os.kill(launcher, signal.SIGSTOP)  # it is busy
+print(launcher, flush=True)
+engine.ask({"request": "signal", "much": "x" * (4 << 20)}, launcher=launcher)
+"""
+
+
+def test_pytest_is_killed_in_the_midst_of_a_request(tmp_path: Path) -> None:
+    """The launcher ends, and its crates, though a fork of pytest's that lives on keeps their socket open."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_IN_A_REQUEST)
+    project = Path(__file__).parents[2]
+    command = [sys.executable, str(script), str(project)]
+    with subprocess.Popen(command, cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        launcher = psutil.Process(int(killed.stdout.readline()))
+        while psutil.Process(killed.pid).status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.01)  # it does when it has sent as much as there is room for
+        killed.kill()
+        killed.wait()
+        launcher.resume()
+        _, alive = psutil.wait_procs([launcher, *launcher.children()], timeout=10)
+        assert not alive
 
 
 def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +289,21 @@ def test_a_handler_that_raises_when_a_request_is_sent(engine: Engine, monkeypatc
     another = crate_of(engine)
     assert another.run(["echo", "here"], cwd="/").stdout == "here\n"
     another.close()
+
+
+def test_a_handler_that_raises_when_the_launcher_is_started(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one is given up: the next use starts another, and knows what enforces crates."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            print(engine.enforcement)
+    crate = crate_of(engine)
+    assert crate.run(["echo", "here"], cwd="/").stdout == "here\n"
+    crate.close()
 
 
 def test_a_signal_that_is_held_while_a_crate_is_made(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +337,27 @@ def test_a_signal_that_is_held_while_a_crate_is_made(engine: Engine, monkeypatch
     inits = [child.name() for child in launcher.children() if child.name() == "crate-init"]
     another.close()
     assert len(inits) == 1
+
+
+def test_a_signal_that_has_come_before_signals_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler raises when they are held already: then they are let go, and the next Ctrl-C, or alarm, comes."""
+    mask = signal.pthread_sigmask
+    held: list[set[int]] = []
+
+    def mask_and_raise(how: int, signals: Iterable[int]) -> set[int]:
+        before = mask(how, signals)
+        if how == signal.SIG_BLOCK and signals and not held:
+            held.append({*mask(signal.SIG_BLOCK, ())})
+            raise KeyboardInterrupt  # as _signal.pthread_sigmask() does after the call (signalmodule.c)
+        return {*before}
+
+    before = mask(signal.SIG_BLOCK, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "pthread_sigmask", mask_and_raise)
+        with pytest.raises(KeyboardInterrupt), _signals_held():
+            raise AssertionError
+    assert held[0] > before
+    assert mask(signal.SIG_SETMASK, before) == before
 
 
 def test_what_was_used_is_known_where_the_launcher_dies_at_the_very_end(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import temporary_prefix
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -175,3 +180,75 @@ def test_an_image_that_is_replaced_while_a_crate_is_made(
             f"a symbolic link in {pytester.path}/shared, where crates may write, leads to {pytester.path}/victim"
             in text
         )
+
+
+REPLACED_ENTRY_BEFORE = """
+import os
+from pytest_crate.sandbox.sandbox import Engine
+create = Engine.create
+def replaced_before(engine, spec, operations, **keys):
+    if not spec.mounts:
+        os.rename(os.environ["PLACE"], os.environ["PLACE"] + ".old")
+        os.symlink({target!r}, os.environ["PLACE"])
+    return create(engine, spec, operations, **keys)
+Engine.create = replaced_before
+"""
+
+SEES = {
+    "a directory": "os.listdir(path)",
+    "a socket": "socket.socket(socket.AF_UNIX).connect(str(path / 's'))",
+}
+
+
+@pytest.mark.parametrize("target", ["upwards", "within"])
+@pytest.mark.parametrize("what", SEES)
+@pytest.mark.parametrize("shown", ["laid over", "read-only", "on an image"])
+def test_an_entry_of_tmp_that_is_replaced_while_a_crate_is_made(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, what: str, shown: str
+) -> None:
+    """A program puts the link in the place of what a wider fixture has made in /tmp, in a directory that was shared:
+    no crate shows the files, or lets reach the servers, that it leads to outside of that directory."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "image" / "usr").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with ExitStack() as undo:
+        shared, victim = (
+            undo.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix(name), dir="/tmp"))
+            for name in ("shared", "victim")
+        )
+        server = undo.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(f"{victim}/s")
+        server.listen()
+        link = f"../{os.path.basename(victim)}" if target == "upwards" else "other"
+        overlay = NO_OVERLAY if shown == "read-only" else ""
+        pytester.makeconftest(overlay + REPLACED_ENTRY_BEFORE.format(target=link))
+        if what == "a socket":
+            os.rmdir(shared)  # the fixture makes it: what is shown is the whole of it, and each socket for itself
+        pytester.makepyfile(
+            f"""
+            import os, socket, pytest
+
+            @pytest.fixture(scope="session")
+            def place():
+                os.makedirs("{shared}", exist_ok=True)
+                with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
+                    for each, name in ((server, "place"), (other, "other")):
+                        os.mkdir(f"{shared}/{{name}}")
+                        each.bind(f"{shared}/{{name}}/s")
+                        each.listen()
+                    yield "{shared}/place"
+
+            def test_it(place, crate_sandbox_factory, monkeypatch):
+                monkeypatch.setenv("PLACE", place)
+                crate_sandbox_factory(mounts=["{shared}:/shared:rw"])
+                crate = crate_sandbox_factory(image={str(tmp_path / "image") if shown == "on an image" else None!r})
+                path = crate.root / place[1:]
+                print("shown:", {SEES[what]})
+            """
+        )
+        text = pytester.runpytest_subprocess("-rP", "-p", "no:cacheprovider", "-p", "no:hypothesispytest").stdout.str()
+    if target == "within":
+        assert "shown:" in text
+    else:
+        assert "shown:" not in text
+        assert f"a symbolic link in {shared}, where crates may write, leads to {victim}" in text

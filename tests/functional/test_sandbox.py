@@ -215,6 +215,12 @@ def test_files_processes_and_daemons(pytester: pytest.Pytester, run_inner: RunIn
             assert [each.name() for each in crate_sandbox.processes()] == ["cat"]
             program.terminate()
             assert program.wait(10) == -signal.SIGTERM and crate_sandbox.processes() == []
+        @pytest.mark.parametrize("more", [None, b"more"])
+        def test_nobody_reads(crate_sandbox, more):
+            program = crate_sandbox.popen(["echo", "ended"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False)
+            program.stdin.write(b"in the buffer")
+            program.wait(10)
+            assert program.communicate(more) == (b"ended\\n", None)
         def test_stdio(crate_sandbox, capfd):
             assert crate_sandbox.popen(["sh", "-c", "echo out; echo err >&2"], stderr=subprocess.STDOUT).wait(10) == 0
             assert capfd.readouterr().out == "out\\nerr\\n"
@@ -237,7 +243,7 @@ def test_files_processes_and_daemons(pytester: pytest.Pytester, run_inner: RunIn
         """
     )
     run = run_inner()
-    assert run.outcomes() == {"passed": 7}
+    assert run.outcomes() == {"passed": 9}
     assert run.of("test_several", "teardown")["crates"] == ["crate_sandbox[1]", "crate_sandbox"]
 
 

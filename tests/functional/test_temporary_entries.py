@@ -210,6 +210,30 @@ def test_what_this_process_makes(pytester: pytest.Pytester, run_inner: RunInner)
     assert run.outcomes() == {"passed": 1}, run.text
 
 
+def test_a_fixture_that_asks_for_another(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What it has made before it asks for the other one, and after, is there, and so is what that one has made."""
+    pytester.makepyfile(
+        """
+        import os, tempfile, pytest
+        @pytest.fixture(scope="module")
+        def inner():
+            with tempfile.TemporaryDirectory(dir="/tmp") as made: yield made
+        @pytest.fixture(scope="session")
+        def outer(request):
+            with tempfile.TemporaryDirectory(dir="/tmp") as before:
+                other = request.getfixturevalue("innermost")
+                with tempfile.TemporaryDirectory(dir="/tmp") as after: yield [before, other, after]
+        @pytest.fixture(scope="session")
+        def innermost():
+            with tempfile.TemporaryDirectory(dir="/tmp") as made: yield made
+        def test_body(outer, inner): assert [*map(os.path.isdir, [*outer, inner])] == [True] * 4
+        def test_program(outer, inner, crate_sandbox): crate_sandbox.run(["ls", *outer, inner], check=True)
+        """
+    )
+    run = run_inner("--crate-all")
+    assert run.outcomes() == {"passed": 2}, run.text
+
+
 def test_a_server_that_a_fixture_starts(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """A child's socket directly in /tmp, by an absolute and by a relative name, and one below a directory that the
     child has made, can be connected to; one of a daemon, no child any more, in a directory that pytest has made."""

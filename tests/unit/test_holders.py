@@ -111,3 +111,16 @@ def test_bound_sockets(tmp_path: Path) -> None:
         own.bind(str(tmp_path / "link" / "s"))
         found = {path for path in holders.bound_sockets() if path.startswith(str(tmp_path))}
         assert found == {str(tmp_path / "child" / "s"), str(tmp_path / "own" / "s")}
+
+
+def test_a_strangers_name_is_no_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with line breaks is nobody's but the stranger's, and gives a socket of the run's no other name; that one is
+    then taken for none, for which name is the true one can't be told."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as own, socket.socket(socket.AF_UNIX) as whole:
+        own.bind("own")
+        whole.bind("whole")
+        names = ["a\nb c d e f g h i", f"b\n0: 2 0 0 1 1 {os.fstat(own.fileno()).st_ino} f"]
+        with _child(BOUND, names[0], apart=True), _child(BOUND, names[1], apart=True):
+            found = {path for path in holders.bound_sockets() if path.startswith(str(tmp_path))}
+    assert found == {str(tmp_path / "whole")}

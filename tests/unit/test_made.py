@@ -88,6 +88,21 @@ def test_what_is_noted_is_bounded(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(list(noted.found())) == 3
 
 
+def test_what_is_in_a_directory_made_is_not_noted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown with its directory; and however much it is, what is made after it is shown, too."""
+    monkeypatch.setattr(made, "_MOST", 3)
+    noted = Made([str(place)])
+    noted.listen()
+    try:
+        for name in ("full", "later"):
+            (place / name).mkdir()
+            for number in range(5):
+                (place / name / str(number)).touch()
+    finally:
+        noted.close()
+    assert list(noted.found()) == [str(place / "full"), str(place / "later")]
+
+
 def test_the_hook_never_fails(place: Path) -> None:
     """Whatever a call is given: its own error is its caller's, and none of the hook's."""
     noted = Made([str(place)])

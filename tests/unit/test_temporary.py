@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -147,6 +149,40 @@ def test_new_entries_of_a_directory_that_was_there_are_found(directory: Path) ->
     entries.keep(everything)
     entries.close()
     assert entries.kept() == (str(shared / "X99"), str(shared / "X101"))
+
+
+def test_what_may_not_be_looked_at_is_in_nobodys_way(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what is in a directory that others may list only, or a mount of FUSE of another user's, or a dead one."""
+
+    class Closed:
+        """What os.scandir() finds."""
+
+        def __init__(self, name: str, number: int) -> None:
+            self.path = str(directory / name)
+            self.number = number
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            """Refuse."""
+            raise OSError(self.number, os.strerror(self.number), self.path)
+
+    class Listing(list[Closed | os.DirEntry[str]]):
+        """What os.scandir() returns."""
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    scandir = os.scandir
+    closed = [Closed("closed", errno.EACCES), Closed("dead", errno.ENOTCONN), Closed("gone", errno.ENOENT)]
+    monkeypatch.setattr(os, "scandir", lambda path: Listing([*closed, *scandir(path)]))
+    entries = temporary.TemporaryEntries()
+    (directory / "own").mkdir()
+    other("touch", directory / "others")
+    entries.keep(everything)
+    entries.close()
+    assert entries.kept() == (str(directory / "own"), str(directory / "others"))
 
 
 def test_deeper_entries_are_not_the_runs(directory: Path) -> None:
