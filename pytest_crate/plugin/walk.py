@@ -37,6 +37,7 @@ from pytest_crate.plugin.rider import RIDER, Rider, die
 from pytest_crate.plugin.sharing import Sharing, number_of
 from pytest_crate.result import CrateResult, Exit, Limit
 from pytest_crate.sandbox import made, wire
+from pytest_crate.sandbox.sandbox import HELD
 from pytest_crate.sandbox.steps import OFF, Clock, Running
 from pytest_crate.spec import CrateSpec
 
@@ -261,8 +262,9 @@ class Walk:
             frozen = collector.before_fork()
             ours.callback(collector.after_fork, frozen)
             # Ctrl-C on a terminal is for both until the child has a session of its own: it must know that it is the
-            # child.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # child. And a handler that raises, as an alarm's, must not before it is known which one that is: its crate
+            # could not end while nobody waits for it (pid_namespaces(7)).
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
             self._clock.done("get ready to fork")
             childs = Running() if self._clock is not OFF else OFF
             try:

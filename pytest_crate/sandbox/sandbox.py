@@ -35,7 +35,8 @@ _MOST_CLEARING = 5
 
 # Their handlers may raise. In the midst of a request that would cost the launcher, for its answer would still come.
 _HELD_SECONDS = 2.0
-_HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
+HELD = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
+"""Signals whose handlers are not to raise where that would lose a process, or an answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -526,7 +527,7 @@ def _signals_held() -> Iterator[set[int]]:
     # Asked for before anything is held: who holds signals may be told, by a handler that raises, of one that had come.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         yield {int(number) for number in mask}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.inner import BothWays
+from pytest_crate.kernel import processes
+from tests.inner import BothWays, RunInner
 
 # It says that it waits in the line in which it waits, and by C alone: the signal may come at once.
 BODY = """
@@ -236,3 +237,30 @@ def test_between_two_phases(pytester: pytest.Pytester, both_ways: BothWays, when
     # No report of a tear-down is made, and so none that says what the crate used.
     both_ways(f"--basetemp={pytester.path / 'base'}", crated=False)
     assert (pytester.path / "base" / "function-down").exists()
+
+
+def test_another_signal_while_pytest_forks(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A handler that raises, as an alarm's may, ends the test when its process is known: its crate ends at once."""
+    pytester.makeconftest(
+        """
+        import signal, threading
+        from pytest_crate.kernel import namespaces
+        fork_inside, rings = namespaces.fork_inside, [1]
+        def ring(number, frame):
+            raise RuntimeError("the alarm rings")
+        signal.signal(signal.SIGALRM, ring)
+        def fork_and_ring(*args, **keys):
+            fork = fork_inside(*args, **keys)
+            if fork.pid and rings.pop():
+                rings.append(0)
+                signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+            return fork
+        namespaces.fork_inside = fork_and_ring
+        """
+    )
+    pytester.makepyfile("def test_rings(): pass\ndef test_after(): pass\n")
+    begun = time.monotonic()
+    run = run_inner("--crate-all", "-p", "no:rerunfailures")
+    assert run.outcomes() == {"errors": 1, "passed": 1}, run.text
+    assert "the alarm rings" in run.text
+    assert time.monotonic() - begun < processes.KILL_SECONDS / 2
