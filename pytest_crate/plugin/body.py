@@ -248,7 +248,7 @@ class Body:
             self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
             self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
         except transfer.REFUSED as error:
-            raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+            raise CrateFailed(transfer.refusal(error)) from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
             self._take_terminal_back()

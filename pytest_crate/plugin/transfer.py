@@ -98,6 +98,12 @@ def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[st
     return [(private.xml_text(name), value) for name, value in properties]
 
 
+def refusal(error: BaseException) -> str:
+    """Return what is said of a child's word that was refused; that may be quoted in the error, however long it is."""
+    told = f"{type(error).__name__}({shortened(str(error), _MAX_NAME)!r})"
+    return f"the test wrote to its report's descriptor what is no report: {told}"
+
+
 def encodable(value: Any, *, numbers: bool = False) -> Any:
     """Return builtins whose texts can be encoded: a lone surrogate becomes its escape.
 

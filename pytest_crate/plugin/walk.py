@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 Phase = Literal["setup", "call", "teardown"]
 
+_MAX_ERROR = 1 << 16  # of what a child says went wrong: pytest has several copies of a failure's text
+
 _WAITED: Mapping[Phase, str] = {
     "setup": "wait for the set-up's report",
     "call": "wait for the call's report",
@@ -340,7 +342,7 @@ class Walk:
             try:
                 self._stop(self._body.stop)
             except transfer.REFUSED as error:
-                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+                raise CrateFailed(transfer.refusal(error)) from None
         if self._body.unheard:
             self._body.raise_interrupt()
 
@@ -516,7 +518,7 @@ class Walk:
             try:
                 logged, data = self._take(message, phase)
             except transfer.REFUSED as error:
-                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+                raise CrateFailed(transfer.refusal(error)) from None
             if logged is not None:
                 with private.capture_suspended(self.item.config):
                     self.item.ihook.pytest_runtest_logreport(report=logged)
@@ -547,9 +549,10 @@ class Walk:
             self._stop(message["stop"])
         if "sandbox_error" in message:
             error = SandboxError.from_json(message["sandbox_error"])
-            raise CrateFailed(f"the crate could not be entered: {error}")
+            raise CrateFailed(f"the crate could not be entered: {transfer.shortened(str(error), _MAX_ERROR)}")
         if "error" in message:
-            raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
+            told = transfer.shortened(str(message["error"]), _MAX_ERROR)
+            raise CrateFailed(f"the test's protocol broke off in its crate: {told}")
         if "phase" not in message:
             return None, None
         if message["phase"] != phase:

@@ -289,7 +289,7 @@ FOR_EXECNET = """
             b'"DEEP"', b"[" * 190 + b"]" * 190) + b"}"))
 
     def test_warning():
-        forge(frame({"warnings": [{"text": "x", "module": "builtins", "name": "UserWarning", "filename": "f",
+        forge(frame({"warnings": [{"text": "x", "classes": ["builtins:UserWarning"], "filename": "f",
                                    "lineno": -10**12, "line": "x"}]}))
 
     def test_honest(record_property):
@@ -326,8 +326,11 @@ FLOODS = {
     "an array of empty texts": "forge(frame(b'{\"x\":[' + b'\"\",' * 2_600_000 + b'\"\"]}'))",
     "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
     "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
+    "a name of characters that XML does not hold": 'forge(frame(json.dumps({"logged": report("x") | '
+    '{"nodeid": "HERE"}}).replace("HERE", "\\x7f" * 7_000_000).encode()))',
+    "a phase that is no phase, and long when quoted": """forge(frame({"phase": "'" * 7_000_000 + '"'}))""",
     "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
-    '"module": "builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
+    '"classes": ["builtins:UserWarning"], "filename": "f", "lineno": 1, "line": ""}]}), 1000)',
 }
 
 
@@ -350,7 +353,11 @@ Interplay.brings_much = lambda *_: True
 
 MANY = {**FLOODS, "one frame after the other": 'forge(frame({"x": "x" * (100 << 20)}), 20)'}
 del MANY["reports without end"]  # logging so many takes minutes
-for flood in ("reports with names that none had before", "an array of empty texts"):
+for flood in (
+    "reports with names that none had before",
+    "an array of empty texts",
+    "a name of characters that XML does not hold",
+):
     del MANY[flood]  # so many there may be here
 
 
