@@ -188,6 +188,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
         report.longrepr = (path, line, reason)
     if report.failed and report.longrepr is None:
         report.longrepr = ""  # a hook made a failure of what had passed: junitxml insists on a text
+    private.leave_long_source_plain(report.longrepr)
     if drawn is not None and isinstance(report.longrepr, str):
         plain, coloured = drawn
         if not (isinstance(plain, str) and isinstance(coloured, str)):

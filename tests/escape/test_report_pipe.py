@@ -571,3 +571,26 @@ def test_what_cannot_be_written_does_not_end_the_run(
         outcomes = {case.get("name"): bool({"failure", "error"} & {part.tag for part in case}) for case in cases}
         assert {name for name, bad in outcomes.items() if bad} == failed
         assert "test_forged" not in outcomes
+
+
+COLOURED = """
+    def longrepr(lines):
+        place = {"path": "x", "lineno": 1, "message": "m"}
+        entry = {"lines": lines, "reprfuncargs": None, "reprlocals": None, "reprfileloc": place, "style": "long"}
+        traceback = {"extraline": None, "style": "long", "reprentries": [{"type": "ReprEntry", "data": entry}]}
+        return {"reprcrash": place, "sections": [], "chain": None, "reprtraceback": traceback}
+
+    SOURCES = [["     "] * 30_000 + ["    x"], ["    '%" + "0" * 300_000]]
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_fails(number, request):
+        lines = [*SOURCES[number], "E   said"]
+        forge(frame({"logged": report(request.node.name, outcome="failed") | {"longrepr": longrepr(lines)}}))
+"""
+
+
+def test_a_source_that_is_long_to_colour(run_here: RunHere) -> None:
+    """What a test says is its source is shown in a time that grows with its length: pytest's lexer took hours."""
+    done = run_here(FORGING + COLOURED, args=["--color=yes"])
+    assert len(re.findall(r"FAILED\S* test_inner\.py::\S*test_fails", done)) == 2, done[-3000:]
+    assert done.count("E   said") == 2
