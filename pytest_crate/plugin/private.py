@@ -47,6 +47,7 @@ __all__ = [
     "give_values",
     "hook_implementations",
     "is_driven_by",
+    "is_of_subtest",
     "keep_only",
     "leave_long_source_plain",
     "logged",
@@ -449,6 +450,11 @@ def add_junit_records(item: pytest.Item, records: Mapping[str, Any] | None) -> N
 def xml_text(text: object) -> str:
     """Return a text as pytest writes it to JUnit XML, where not every character can be."""
     return bin_xml_escape(text)
+
+
+def is_of_subtest(report: pytest.TestReport) -> bool:
+    """Return whether a report is a subtest's: of pytest's, or of the plugin that was before it."""
+    return type(report) is not pytest.TestReport and hasattr(report, "context")
 
 
 def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) -> None:

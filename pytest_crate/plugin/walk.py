@@ -560,6 +560,8 @@ class Walk:
         report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
+        if private.is_of_subtest(report):  # pytest tells nothing of one that has passed
+            raise ValueError(f"a subtest's report in place of the {phase}'s")
         self.item.user_properties[:] = transfer.unpack_properties(message["properties"])
         self._unpacked, self._body.reported = report, True
         private.set_failed_subtests(self.item, message["failed_subtests"])

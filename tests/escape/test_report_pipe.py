@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -594,3 +596,28 @@ def test_a_source_that_is_long_to_colour(run_here: RunHere) -> None:
     done = run_here(FORGING + COLOURED, args=["--color=yes"])
     assert len(re.findall(r"FAILED\S* test_inner\.py::\S*test_fails", done)) == 2, done[-3000:]
     assert done.count("E   said") == 2
+
+
+OF_SUBTESTS = """
+    from pytest_crate.plugin import transfer
+
+    def test_hides():
+        whole = transfer.pack_report
+        def pack(config, report):
+            of_subtest = {"_report_type": "SubTestReport", "_subtest.context": {"msg": None, "kwargs": {}}}
+            return whole(config, report) | (of_subtest if report.when == "call" else {})
+        transfer.pack_report = pack
+
+    def test_after(): pass
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["-n1"]], ids=["plain", "xdist"])
+def test_a_tests_report_is_no_subtests(run_here: RunHere, args: list[str]) -> None:
+    """A test whose own report were one of a subtest would be missing among those that passed, and none would have
+    failed."""
+    if "_pytest.subtests" not in sys.modules:
+        pytest.skip("this pytest has no subtests")
+    done = run_here(FORGING + OF_SUBTESTS, args=args)
+    assert "FAILED test_inner.py::test_hides" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done
