@@ -522,11 +522,11 @@ class Walk:
             if logged is not None:
                 with private.capture_suspended(self.item.config):
                     self.item.ihook.pytest_runtest_logreport(report=logged)
-                if self._body.left() == 0:  # a body that reports subtests without end
-                    self._body.time_out()
             if data is not None:
                 self._look_at_limits()
                 return data
+            if self._body.left() == 0:  # a body that reports subtests, or says anything else, without end
+                self._body.time_out()
 
     def _take(self, message: wire.Message, phase: Phase) -> tuple[pytest.TestReport | None, dict[str, Any] | None]:
         """Take a message of the child's: return a report to be logged, or a phase's report as it was sent.

@@ -11,6 +11,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.inner import PATIENCE
+
 if TYPE_CHECKING:
     from tests.escape.conftest import RunHere
 
@@ -621,3 +623,37 @@ def test_a_tests_report_is_no_subtests(run_here: RunHere, args: list[str]) -> No
     done = run_here(FORGING + OF_SUBTESTS, args=args)
     assert "FAILED test_inner.py::test_hides" in done, done[-3000:]
     assert "PASSED test_inner.py::test_after" in done
+
+
+# As where the child is quicker than pytest: whenever pytest looks there is more.
+PIECEMEAL = """
+from pytest_crate.plugin import body
+
+body._read_now = lambda descriptor, count, read=body._read_now: read(descriptor, 8)
+"""
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in its call", "at its end"])
+def test_a_timeout_while_a_frame_comes_piece_by_piece(run_here: RunHere, pytester: pytest.Pytester, last: bool) -> None:
+    """Who always has more to send has no more time than another."""
+    pytester.makeconftest(PIECEMEAL)
+    source = f"""
+    from pytest_crate.plugin.rider import Rider
+
+    def sends(*_):
+        forge(struct.pack(">I", 8_000_000) + b"x" * 8_000_000)
+
+    @pytest.mark.crate(timeout=2)
+    def test_sends():
+        if {last}:
+            Rider.ends = sends
+        else:
+            sends()
+
+    def test_after(): pass
+    """
+    began = time.monotonic()
+    done = run_here(FORGING + source)
+    assert "timeout of 2 s exceeded" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done
+    assert time.monotonic() - began < 10 * PATIENCE
