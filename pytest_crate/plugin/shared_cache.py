@@ -8,7 +8,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +35,15 @@ _MOST_BYTES = 64 << 20
 class SharedCache:
     """The values in a cache: pytest opens them by their names, follows a link, waits for a pipe, reads it all."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, root: Path | None = None) -> None:
+        """
+        :param root: the run's root directory, if pytest is yet to look there for what failed last.
+        """
         self._values = os.path.join(directory, _VALUES)
         self._own = {os.path.join(self._values, *name.split("/")): is_it for name, is_it in _OWN.items()}
+        if root is not None:
+            failed = os.path.join(self._values, "cache", "lastfailed")
+            self._own[failed] = lambda value: _are_failed(value) and _can_be_looked_for(value, root)
         self._known: dict[str, int] = {}
         self._files: list[str] = []
 
@@ -119,6 +126,19 @@ def _are_failed(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(failed, bool) for failed in value.values()) and _are_ids([*value])
 
 
+def _can_be_looked_for(ids: Iterable[str], root: Path) -> bool:
+    """Whether pytest can look for the files of ids, as it does with --last-failed.
+
+    It is not ready for one in a directory that is shut.
+    """
+    try:
+        for path in {name.partition("::")[0] for name in ids}:
+            (root / path).exists()
+    except OSError:
+        return False
+    return True
+
+
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and _is_id(name) for name in value)
 
@@ -170,4 +190,4 @@ def clean_at_start(config: pytest.Config) -> None:
         return
     # As pytest's documentation has it of cache_dir.
     directory = os.path.expanduser(os.path.expandvars(directory))
-    SharedCache(os.path.join(config.rootpath, directory)).clean()
+    SharedCache(os.path.join(config.rootpath, directory), config.rootpath).clean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tracemalloc
@@ -324,6 +325,24 @@ def test_a_value_of_pytests_own_is_weighed_before_it_is_taken_apart(tmp_path: Pa
     finally:
         tracemalloc.stop()
     assert not path.exists()
+
+
+def test_what_failed_where_nobody_may_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id below a directory that is shut would end each later run with --lf; a mere absence does not matter."""
+    exists = Path.exists
+
+    def shut(path: Path) -> bool:  # root may look everywhere
+        if "shut" in path.parts:
+            raise PermissionError(errno.EACCES, "", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", shut)
+    path = tmp_path / "v/cache/lastfailed"
+    path.parent.mkdir(parents=True)
+    for name, kept in (("shut/x.py::test_it", False), ("../shut/x.py", False), ("gone/x.py::test_it", True)):
+        path.write_text(json.dumps({name: True}))
+        SharedCache(str(tmp_path), tmp_path).clean()
+        assert exists(path) is kept
 
 
 def test_directories_in_any_number(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
