@@ -248,7 +248,7 @@ class Body:
             self.steps = self.steps or measured.checked_steps(message.get("steps", {}))
             self.imports = self.imports or measured.checked_imports(message.get("imports", {}))
         except transfer.REFUSED as error:
-            raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+            raise CrateFailed(transfer.refusal(error)) from None
         if "debugger" in message:
             self._stop_clock(message["debugger"] is True)
             self._take_terminal_back()
@@ -334,6 +334,8 @@ class Body:
                         messages.append(self._decoded(frame))
                 except wire.WireError as error:
                     raise CrateFailed(f"the test wrote to its report's descriptor: {error}") from None
+                if not messages and self.left() == 0:  # a message that comes byte by byte
+                    self.time_out()
                 return messages
             if data is not None:
                 poll.unregister(self.channel)
@@ -390,6 +392,8 @@ class Body:
             self.messages.extend(
                 message for message in received if any(word in message for word in ("brought", "leaves", "stop"))
             )
+            if self.left() == 0:  # it may go on to send; who waits for its end sees to it
+                break
         for message in self.messages:
             self.leaves = self.leaves or "leaves" in message
             self.stop = self.stop or message.get("stop")

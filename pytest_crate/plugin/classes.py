@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 Class = TypeVar("Class")
 
+_MOST_CHARACTERS = 1000  # of a name: a longer one takes many times its length apart, and is nobody's
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE (Include/object.h): made by a class statement, or as if by one
 
 
@@ -22,6 +23,8 @@ def find(name: str, base: type[Class]) -> type[Class] | None:
     The name may be any text. So it is looked for in what modules and classes hold, and not by getattr(), by which an
     attribute of ctypes.cdll is a library to be loaded.
     """
+    if len(name) > _MOST_CHARACTERS:
+        return None
     module, _, path = name.partition(":")
     holder: Any = sys.modules.get(module)
     if not issubclass(type(holder), ModuleType):

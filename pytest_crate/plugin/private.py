@@ -5,15 +5,17 @@ from __future__ import annotations
 import faulthandler
 import functools
 import io
+import itertools
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO, cast
 
 import pluggy
 import pytest
+from _pytest._code.code import ReprEntry, ReprEntryNative
 from _pytest._io import TerminalWriter
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.fixtures import SubRequest
@@ -45,7 +47,9 @@ __all__ = [
     "give_values",
     "hook_implementations",
     "is_driven_by",
+    "is_of_subtest",
     "keep_only",
+    "leave_long_source_plain",
     "logged",
     "own_wider_finalizers",
     "replace_function",
@@ -73,6 +77,10 @@ _XML_FIRST = (
     r"\u3001-\uD7FF\uF900-\uFDCF\uFDF0-\uFFFD\U00010000-\U000EFFFF"
 )
 _XML_NAME = re.compile(rf"[{_XML_FIRST}][{_XML_FIRST}.0-9\xB7\u0300-\u036F\u203F\u2040-]*")
+
+# Of a failure's source that is shown in colours, in lines, and in characters of one: the lexer's time grows with the
+# square of a line's length, and with more of how many are blank.
+_MOST_COLOURED = 1000
 
 GIVEN_IN_PYTEST = ("_id", "crate", "item_index", "node", "session", "testrun_uid", "worker_id")
 """What pytest, xdist and this package give a report in pytest's own process, and go by there; not in a child."""
@@ -244,6 +252,21 @@ def drawn(failure: Any, *, colours: bool) -> str:
     writer.hasmarkup = colours
     failure.toterminal(writer)
     return file.getvalue()
+
+
+def leave_long_source_plain(failure: Any) -> None:
+    """Have those parts of a failure's tracebacks that are long be shown without colours for their source."""
+    chain = getattr(failure, "chain", None) or [(getattr(failure, "reprtraceback", None), None, None)]
+    for traceback, _, _ in chain:
+        entries = getattr(traceback, "reprentries", [])
+        for number, entry in enumerate(entries):
+            if isinstance(entry, ReprEntry) and _has_long_source(entry.lines):
+                entries[number] = ReprEntryNative(drawn(entry, colours=False).splitlines(keepends=True))
+
+
+def _has_long_source(lines: Sequence[str]) -> bool:
+    source = list(itertools.takewhile(lambda line: not line.startswith("E   "), lines))
+    return len(source) > _MOST_COLOURED or any(len(line) > _MOST_COLOURED for line in source)
 
 
 def give_values(item: pytest.Item, values: Mapping[str, object]) -> None:
@@ -427,6 +450,11 @@ def add_junit_records(item: pytest.Item, records: Mapping[str, Any] | None) -> N
 def xml_text(text: object) -> str:
     """Return a text as pytest writes it to JUnit XML, where not every character can be."""
     return bin_xml_escape(text)
+
+
+def is_of_subtest(report: pytest.TestReport) -> bool:
+    """Return whether a report is a subtest's: of pytest's, or of the plugin that was before it."""
+    return type(report) is not pytest.TestReport and hasattr(report, "context")
 
 
 def show_subtest_parameters(report: pytest.TestReport, data: Mapping[str, Any]) -> None:

@@ -8,10 +8,13 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_crate.sandbox import wire
 
 _VALUES = "v"  # the directory of the values, in the cache's
 # Of directories in one another. A body can make so many that who walks through them runs out of stack, or of
@@ -19,6 +22,8 @@ _VALUES = "v"  # the directory of the values, in the cache's
 _MOST_LEVELS = 64
 # A name with slashes makes some. A body makes tens of thousands in a second, which every walk would meet again.
 _MOST_DIRECTORIES = 4096
+# Every test's end looks at each.
+_MOST_FILES = 1 << 14
 _NAME_BYTES, _PATH_BYTES = 256, 2048  # of a file's name (limits.h), and of the part of a path that is in an id
 # A file system's clock may stand still for as long (inode(7): timestamps are of the last tick).
 _CLOCK_NSEC = 100_000_000
@@ -30,17 +35,23 @@ _MOST_BYTES = 64 << 20
 class SharedCache:
     """The values in a cache: pytest opens them by their names, follows a link, waits for a pipe, reads it all."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, root: Path | None = None) -> None:
+        """
+        :param root: the run's root directory, if pytest is yet to look there for what failed last.
+        """
         self._values = os.path.join(directory, _VALUES)
         self._own = {os.path.join(self._values, *name.split("/")): is_it for name, is_it in _OWN.items()}
+        if root is not None:
+            failed = os.path.join(self._values, "cache", "lastfailed")
+            self._own[failed] = lambda value: _are_failed(value) and _can_be_looked_for(value, root)
         self._known: dict[str, int] = {}
         self._files: list[str] = []
 
     def clean(self) -> None:
         """Where anything has changed since, remove from the values what pytest would stumble over.
 
-        That is what is no file or directory, or too large, directories beyond a number, and a value of pytest's own
-        that isn't as pytest writes it: pytest takes those apart without looking.
+        That is what is no file or directory, or too large, what is beyond a number of files or directories, and a value
+        of pytest's own that isn't as pytest writes it: pytest takes those apart without looking.
         """
         if (
             not self._known
@@ -56,11 +67,16 @@ class SharedCache:
             if not stat.S_ISDIR(os.lstat(self._values).st_mode):
                 os.unlink(self._values)
             # Never by a path: a body of another worker may put a link there meanwhile.
-            room = _MOST_DIRECTORIES
+            room, room_for_files = _MOST_DIRECTORIES, _MOST_FILES
             for path, directories, files, place in os.fwalk(self._values):
                 _remove(directories[room:], place)
                 del directories[room:]
                 room -= len(directories)
+                for name in files[room_for_files:]:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=place)
+                del files[room_for_files:]
+                room_for_files -= len(files)
                 for name in (*directories, *files):
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(name, dir_fd=place, follow_symlinks=False)
@@ -97,14 +113,30 @@ def _is_value(place: int, name: str, is_it: Callable[[Any], bool]) -> bool:
     """Whether a file in a directory holds such a value, in JSON."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
     try:
-        with open(descriptor, encoding="utf-8") as file:
-            return is_it(json.loads(file.read(_MOST_BYTES)))
+        with open(descriptor, "rb") as file:
+            data = file.read(min(os.fstat(descriptor).st_size, _MOST_BYTES))
+        # One character beyond the first plane makes a text four times as large (PEP 393).
+        cost = wire.cost_bytes(data) * (1 if data.isascii() else 4)
+        return cost <= _MOST_BYTES and is_it(json.loads(data.decode()))
     except (ValueError, RecursionError):
         return False
 
 
 def _are_failed(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(failed, bool) for failed in value.values()) and _are_ids([*value])
+
+
+def _can_be_looked_for(ids: Iterable[str], root: Path) -> bool:
+    """Whether pytest can look for the files of ids, as it does with --last-failed.
+
+    It is not ready for one in a directory that is shut.
+    """
+    try:
+        for path in {name.partition("::")[0] for name in ids}:
+            (root / path).exists()
+    except OSError:
+        return False
+    return True
 
 
 def _are_ids(value: Any) -> bool:
@@ -158,4 +190,4 @@ def clean_at_start(config: pytest.Config) -> None:
         return
     # As pytest's documentation has it of cache_dir.
     directory = os.path.expanduser(os.path.expandvars(directory))
-    SharedCache(os.path.join(config.rootpath, directory)).clean()
+    SharedCache(os.path.join(config.rootpath, directory), config.rootpath).clean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ _MAX_ITEMS = 1 << 18  # a longer list is cut where its message is too long
 _MAX_DEPTH = wire.MAX_DEPTH // 2  # what is deeper is text
 _MAX_BITS = 2048  # fewer digits than the least that Python may have been told to read (sys.int_info)
 _LEAST_INT = -(1 << 31)
+_MOST_SECONDS = 1 << 40  # since 1970; not-a-number is no less
 _SENT_ON = ("logged", "report", "properties")
 
 
@@ -96,6 +96,12 @@ def _is_json(value: object, depth: int = _MAX_DEPTH // 2) -> bool:
 def unpack_properties(properties: Iterable[tuple[object, Any]]) -> list[tuple[str, Any]]:
     """Return ``user_properties`` with names that JUnit XML can hold: pytest sees only to their values."""
     return [(private.xml_text(name), value) for name, value in properties]
+
+
+def refusal(error: BaseException) -> str:
+    """Return what is said of a child's word that was refused; that may be quoted in the error, however long it is."""
+    told = f"{type(error).__name__}({shortened(str(error), _MAX_NAME)!r})"
+    return f"the test wrote to its report's descriptor what is no report: {told}"
 
 
 def encodable(value: Any, *, numbers: bool = False) -> Any:
@@ -182,6 +188,7 @@ def unpack_report(config: pytest.Config, data: Mapping[str, Any]) -> pytest.Test
         report.longrepr = (path, line, reason)
     if report.failed and report.longrepr is None:
         report.longrepr = ""  # a hook made a failure of what had passed: junitxml insists on a text
+    private.leave_long_source_plain(report.longrepr)
     if drawn is not None and isinstance(report.longrepr, str):
         plain, coloured = drawn
         if not (isinstance(plain, str) and isinstance(coloured, str)):
@@ -223,7 +230,7 @@ def _verify(report: pytest.TestReport) -> None:
         and (report.when in ("setup", "call", "teardown") and report.outcome in ("passed", "failed", "skipped"))
         and (line is None or isinstance(line, int))
         and isinstance(report.keywords, dict)
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        and all(isinstance(number, (int, float)) and abs(number) < _MOST_SECONDS for number in numbers)
         and isinstance(getattr(ours, "wasxfail", ""), str)
         and (reason is None or isinstance(reason, (str, tuple)) or hasattr(reason, "toterminal"))
         # An attribute that hides a method, so that it can't be called any more.

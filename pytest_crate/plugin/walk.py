@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 Phase = Literal["setup", "call", "teardown"]
 
+_MAX_ERROR = 1 << 16  # of what a child says went wrong: pytest has several copies of a failure's text
+
 _WAITED: Mapping[Phase, str] = {
     "setup": "wait for the set-up's report",
     "call": "wait for the call's report",
@@ -342,7 +344,7 @@ class Walk:
             try:
                 self._stop(self._body.stop)
             except transfer.REFUSED as error:
-                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+                raise CrateFailed(transfer.refusal(error)) from None
         if self._body.unheard:
             self._body.raise_interrupt()
 
@@ -518,15 +520,15 @@ class Walk:
             try:
                 logged, data = self._take(message, phase)
             except transfer.REFUSED as error:
-                raise CrateFailed(f"the test wrote to its report's descriptor what is no report: {error!r}") from None
+                raise CrateFailed(transfer.refusal(error)) from None
             if logged is not None:
                 with private.capture_suspended(self.item.config):
                     self.item.ihook.pytest_runtest_logreport(report=logged)
-                if self._body.left() == 0:  # a body that reports subtests without end
-                    self._body.time_out()
             if data is not None:
                 self._look_at_limits()
                 return data
+            if self._body.left() == 0:  # a body that reports subtests, or says anything else, without end
+                self._body.time_out()
 
     def _take(self, message: wire.Message, phase: Phase) -> tuple[pytest.TestReport | None, dict[str, Any] | None]:
         """Take a message of the child's: return a report to be logged, or a phase's report as it was sent.
@@ -549,9 +551,10 @@ class Walk:
             self._stop(message["stop"])
         if "sandbox_error" in message:
             error = SandboxError.from_json(message["sandbox_error"])
-            raise CrateFailed(f"the crate could not be entered: {error}")
+            raise CrateFailed(f"the crate could not be entered: {transfer.shortened(str(error), _MAX_ERROR)}")
         if "error" in message:
-            raise CrateFailed(f"the test's protocol broke off in its crate: {message['error']}")
+            told = transfer.shortened(str(message["error"]), _MAX_ERROR)
+            raise CrateFailed(f"the test's protocol broke off in its crate: {told}")
         if "phase" not in message:
             return None, None
         if message["phase"] != phase:
@@ -559,6 +562,8 @@ class Walk:
         report = self._own(transfer.unpack_report(self.item.config, message["report"]))
         if report.when != phase or report.outcome not in ("passed", "failed", "skipped"):
             raise ValueError(f"{report.outcome} in {report.when}")
+        if private.is_of_subtest(report):  # pytest tells nothing of one that has passed
+            raise ValueError(f"a subtest's report in place of the {phase}'s")
         self.item.user_properties[:] = transfer.unpack_properties(message["properties"])
         self._unpacked, self._body.reported = report, True
         private.set_failed_subtests(self.item, message["failed_subtests"])

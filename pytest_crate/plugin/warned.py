@@ -64,7 +64,7 @@ def show_warning(data: Mapping[str, Any], *, abroad: bool) -> None:
 
     :param abroad: it is shown by another process, which is told classes by the names of modules (pytest-xdist).
     """
-    names = [str(name) for name in data["classes"]]
+    names = [transfer.shortened(str(name), _MAX_WARNING) for name in data["classes"]]
     text = transfer.shortened(str(data["text"]), _MAX_WARNING)
     message: Warning | str
     if abroad:
@@ -76,7 +76,7 @@ def show_warning(data: Mapping[str, Any], *, abroad: bool) -> None:
         made = raised.rebuilt(names, text)
         message = made if isinstance(made, Warning) else Warning(text)
         category = type(message)
-    path, number = str(data["filename"]), int(data["lineno"])
+    path, number = transfer.shortened(str(data["filename"]), _MAX_WARNING), int(data["lineno"])
     if number < 0:
         raise ValueError(f"a warning of line {number}")
     allocated = data.get("allocated")
@@ -84,7 +84,7 @@ def show_warning(data: Mapping[str, Any], *, abroad: bool) -> None:
     line = transfer.shortened(str(data["line"]), _MAX_WARNING)
     if allocated:
         # pytest would look for it in its own memory. It shows the line of the source, and then this.
-        line = "\n".join([line, "", "Object allocated at:", *allocated])
+        line = transfer.shortened("\n".join([line, "", "Object allocated at:", *allocated]), _MAX_WARNING)
     source = _Source() if allocated == [] else None
     shown = warnings.WarningMessage(message, category, path, number, line=line, source=source)
     private.show_warning_message(shown)

@@ -21,6 +21,9 @@ _MAX_DESCRIPTORS = 16
 # What an object, an array, and an element of one take in CPython 3.11, about, beyond what they hold.
 _WEIGHTS = ((b"{", 100), (b"[", 60), (b",", 30))
 _LIGHT_BYTES = 1 << 20
+# The one character that JSON holds as it is, and XML doesn't: pytest writes each as a text of its own (junitxml.py,
+# bin_xml_escape), which takes as much while they are put together.
+_DELETE, _DELETE_WEIGHT = b"\x7f", 64
 # A name of an object that no frame before had: its text, and its places in two tables, that of the object and that of
 # the names that are kept once.
 _NAME_WEIGHT = 150
@@ -76,6 +79,7 @@ def cost_bytes(body: bytes) -> int:
     every object, array and element counts on top.
     """
     length = len(body) * (4 if b"\\ud" in body or b"\\uD" in body else 2 if b"\\u" in body else 1)
+    length += _DELETE_WEIGHT * body.count(_DELETE)
     if (weight := _weight(body)) <= _LIGHT_BYTES:
         return length + weight
     return length + _weight(_without_texts(body))  # commas in a long text are no elements

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
+
+from tests.inner import PATIENCE
 
 if TYPE_CHECKING:
     from tests.escape.conftest import RunHere
@@ -289,7 +293,7 @@ FOR_EXECNET = """
             b'"DEEP"', b"[" * 190 + b"]" * 190) + b"}"))
 
     def test_warning():
-        forge(frame({"warnings": [{"text": "x", "module": "builtins", "name": "UserWarning", "filename": "f",
+        forge(frame({"warnings": [{"text": "x", "classes": ["builtins:UserWarning"], "filename": "f",
                                    "lineno": -10**12, "line": "x"}]}))
 
     def test_honest(record_property):
@@ -326,8 +330,11 @@ FLOODS = {
     "an array of empty texts": "forge(frame(b'{\"x\":[' + b'\"\",' * 2_600_000 + b'\"\"]}'))",
     "questions without end": 'forge(frame({"interacts": True}) * 1000, 100)',
     "a debugger that comes and goes": 'forge(frame({"debugger": False}) * 1000, 100)',
+    "a name of characters that XML does not hold": 'forge(frame(json.dumps({"logged": report("x") | '
+    '{"nodeid": "HERE"}}).replace("HERE", "\\x7f" * 7_000_000).encode()))',
+    "a phase that is no phase, and long when quoted": """forge(frame({"phase": "'" * 7_000_000 + '"'}))""",
     "warnings of wide characters": 'forge(frame({"warnings": [{"text": "x" * 1_000_000 + "\\N{GRINNING FACE}", '
-    '"module": "builtins", "name": "UserWarning", "filename": "f", "lineno": 1}]}), 1000)',
+    '"classes": ["builtins:UserWarning"], "filename": "f", "lineno": 1, "line": ""}]}), 1000)',
 }
 
 
@@ -350,7 +357,11 @@ Interplay.brings_much = lambda *_: True
 
 MANY = {**FLOODS, "one frame after the other": 'forge(frame({"x": "x" * (100 << 20)}), 20)'}
 del MANY["reports without end"]  # logging so many takes minutes
-for flood in ("reports with names that none had before", "an array of empty texts"):
+for flood in (
+    "reports with names that none had before",
+    "an array of empty texts",
+    "a name of characters that XML does not hold",
+):
     del MANY[flood]  # so many there may be here
 
 
@@ -564,3 +575,85 @@ def test_what_cannot_be_written_does_not_end_the_run(
         outcomes = {case.get("name"): bool({"failure", "error"} & {part.tag for part in case}) for case in cases}
         assert {name for name, bad in outcomes.items() if bad} == failed
         assert "test_forged" not in outcomes
+
+
+COLOURED = """
+    def longrepr(lines):
+        place = {"path": "x", "lineno": 1, "message": "m"}
+        entry = {"lines": lines, "reprfuncargs": None, "reprlocals": None, "reprfileloc": place, "style": "long"}
+        traceback = {"extraline": None, "style": "long", "reprentries": [{"type": "ReprEntry", "data": entry}]}
+        return {"reprcrash": place, "sections": [], "chain": None, "reprtraceback": traceback}
+
+    SOURCES = [["     "] * 30_000 + ["    x"], ["    '%" + "0" * 300_000]]
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_fails(number, request):
+        lines = [*SOURCES[number], "E   said"]
+        forge(frame({"logged": report(request.node.name, outcome="failed") | {"longrepr": longrepr(lines)}}))
+"""
+
+
+def test_a_source_that_is_long_to_colour(run_here: RunHere) -> None:
+    """What a test says is its source is shown in a time that grows with its length: pytest's lexer took hours."""
+    done = run_here(FORGING + COLOURED, args=["--color=yes"])
+    assert len(re.findall(r"FAILED\S* test_inner\.py::\S*test_fails", done)) == 2, done[-3000:]
+    assert done.count("E   said") == 2
+
+
+OF_SUBTESTS = """
+    from pytest_crate.plugin import transfer
+
+    def test_hides():
+        whole = transfer.pack_report
+        def pack(config, report):
+            of_subtest = {"_report_type": "SubTestReport", "_subtest.context": {"msg": None, "kwargs": {}}}
+            return whole(config, report) | (of_subtest if report.when == "call" else {})
+        transfer.pack_report = pack
+
+    def test_after(): pass
+"""
+
+
+@pytest.mark.parametrize("args", [[], ["-n1"]], ids=["plain", "xdist"])
+def test_a_tests_report_is_no_subtests(run_here: RunHere, args: list[str]) -> None:
+    """A test whose own report were one of a subtest would be missing among those that passed, and none would have
+    failed."""
+    if "_pytest.subtests" not in sys.modules:
+        pytest.skip("this pytest has no subtests")
+    done = run_here(FORGING + OF_SUBTESTS, args=args)
+    assert "FAILED test_inner.py::test_hides" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done
+
+
+# As where the child is quicker than pytest: whenever pytest looks there is more.
+PIECEMEAL = """
+from pytest_crate.plugin import body
+
+body._read_now = lambda descriptor, count, read=body._read_now: read(descriptor, 8)
+"""
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in its call", "at its end"])
+def test_a_timeout_while_a_frame_comes_piece_by_piece(run_here: RunHere, pytester: pytest.Pytester, last: bool) -> None:
+    """Who always has more to send has no more time than another."""
+    pytester.makeconftest(PIECEMEAL)
+    source = f"""
+    from pytest_crate.plugin.rider import Rider
+
+    def sends(*_):
+        forge(struct.pack(">I", 8_000_000) + b"x" * 8_000_000)
+
+    @pytest.mark.crate(timeout=2)
+    def test_sends():
+        if {last}:
+            Rider.ends = sends
+        else:
+            sends()
+
+    def test_after(): pass
+    """
+    began = time.monotonic()
+    done = run_here(FORGING + source)
+    assert "timeout of 2 s exceeded" in done, done[-3000:]
+    assert "PASSED test_inner.py::test_after" in done
+    assert time.monotonic() - began < 10 * PATIENCE

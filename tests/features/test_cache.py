@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_crate.images.tree import remove_tree
+from pytest_crate.plugin.shared_cache import SharedCache
 from tests.inner import BothWays, RunInner
 
 
@@ -290,6 +293,56 @@ def test_values_of_pytests_own_are_kept(pytester: pytest.Pytester, run_inner: Ru
     assert {path.name: path.read_text() for path in cache.iterdir()} == before
     assert run_inner("--crate-all", "--sw").outcomes() == {"failed": 1, "deselected": 1}
     assert run_inner("--crate-all", "--lf").outcomes() == {"failed": 1}
+
+
+def test_files_in_any_number(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
+    """Of the files that a body makes among the values a number is left: every test's end would look at each."""
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.crate
+        def test_makes(cache):
+            cache.set("own/value", 1)
+            for number in range(20_000): (cache._cachedir / f"v/own/{number}").touch()
+        def test_after(): pass
+        """
+    )
+    assert run_inner().outcomes() == {"passed": 2}
+    made = [path for path in (tmp_path / "plain.cache/v").rglob("*") if path.is_file()]
+    assert len(made) <= (1 << 14) + 3  # pytest's own, written at the run's end
+
+
+@pytest.mark.parametrize("value", ["[" + "{}," * 2_000_000 + "{}]", "[" + '"ab",' * 2_500_000 + '"ab"]'])
+def test_a_value_of_pytests_own_is_weighed_before_it_is_taken_apart(tmp_path: Path, value: str) -> None:
+    """A list of a great many small things takes many times as much memory as its file has bytes."""
+    path = tmp_path / "v/cache/nodeids"
+    path.parent.mkdir(parents=True)
+    path.write_text(value)
+    tracemalloc.start()
+    try:
+        SharedCache(str(tmp_path)).clean()
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert not path.exists()
+
+
+def test_what_failed_where_nobody_may_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id below a directory that is shut would end each later run with --lf; a mere absence does not matter."""
+    exists = Path.exists
+
+    def shut(path: Path) -> bool:  # root may look everywhere
+        if "shut" in path.parts:
+            raise PermissionError(errno.EACCES, "", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", shut)
+    path = tmp_path / "v/cache/lastfailed"
+    path.parent.mkdir(parents=True)
+    for name, kept in (("shut/x.py::test_it", False), ("../shut/x.py", False), ("gone/x.py::test_it", True)):
+        path.write_text(json.dumps({name: True}))
+        SharedCache(str(tmp_path), tmp_path).clean()
+        assert exists(path) is kept
 
 
 def test_directories_in_any_number(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:

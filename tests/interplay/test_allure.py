@@ -102,7 +102,11 @@ def test_allure(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) 
     assert len(list(crated.glob("*-attachment.*"))) == len(list(plain.glob("*-attachment.*"))) >= 5
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil-of-crates", "x/../../evil", "evil"])
+# A file that Allure would take for the result of a test, of any test.
+_RESULT = f"{'0' * 36}-attachment.evil-result.json"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil-of-crates", "x/../../evil", "evil", _RESULT])
 def test_forged(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, name: str) -> None:
     """An attachment goes into Allure's directory and nowhere else, whatever name a test gives it."""
     pytester.makepyfile(

@@ -146,3 +146,19 @@ def test_forged(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path, 
     text = run.of("test_forges", "teardown")["longrepr"]
     assert text == f"what benchmark kept in the crate could not be used: {said}"
     assert [benchmark["name"] for benchmark in json.loads(file.read_text())["benchmarks"]] == ["test_later"]
+
+
+def test_forged_without_end(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A great many benchmarks, each short to say, are not made."""
+    pytester.makepyfile(
+        """
+        def test_forges(benchmark):
+            from pytest_crate.plugin.interplay.benchmark import _Benchmarks
+            take = _Benchmarks.take
+            _Benchmarks.take = lambda *args: take(*args) * 2000
+            benchmark.pedantic(int, rounds=2)
+        """
+    )
+    run = run_inner("--crate-all", plugins=["benchmark"])
+    assert (run.outcomes()["passed"], run.outcomes()["errors"]) == (1, 1), run.text
+    assert "more than 1000 benchmarks of one test" in run.of("test_forges", "teardown")["longrepr"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 
 from tests.inner import RunInner
@@ -227,6 +229,7 @@ def test_forges():
         ),
         ("[{'arcs': True, 'contexts': {'': {'x.py': [[1]]}}, 'tracers': {}}]", "ValueError"),
         ("[{}]", "KeyError: 'arcs'"),
+        ("[{'arcs': False, 'contexts': {'': {'a' + chr(0): [1]}}, 'tracers': {}}]", "embedded null byte"),
     ],
 )
 def test_forged(pytester: pytest.Pytester, run_inner: RunInner, taken: str, said: str) -> None:
@@ -237,3 +240,59 @@ def test_forged(pytester: pytest.Pytester, run_inner: RunInner, taken: str, said
     text = run.of("test_forges", "teardown")["longrepr"]
     assert text.startswith("what coverage kept in the crate could not be used: ")
     assert said in text
+
+
+NAMED = {
+    "a device": "/dev/zero",
+    "a file of the kernel's": "/proc/kmsg",
+    "a large file": "large",
+    "a link to a device": "link",
+    "a pipe": "pipe",
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_what_is_no_source(pytester: pytest.Pytester, run_inner: RunInner, named: str) -> None:
+    """Nothing is kept of a file that coverage.py could not read to its end, as it does when it reports."""
+    with (pytester.path / "large").open("wb") as large:
+        large.truncate(1 << 30)
+    (pytester.path / "link").symlink_to("/dev/zero")
+    os.mkfifo(pytester.path / "pipe")
+    taken = f"[{{'arcs': False, 'contexts': {{'': {{{NAMED[named]!r}: [1]}}}}, 'tracers': {{}}}}]"
+    pytester.makepyfile(FORGED.format(taken=taken) + "\ndef test_later(): pass\n")
+    run = run_inner("--crate-all", "--cov=.", plugins=["pytest_cov"])
+    assert run.outcomes() == {"passed": 2}
+    assert re.search(r"^test_what_is_no_source\.py +\d", run.text, re.MULTILINE)
+    assert NAMED[named] not in coverage.CoverageData(pytester.path / ".coverage").measured_files()
+
+
+def test_what_a_body_can_replace_is_not_reported_on(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """What is measured in pytest's temporary directory stays in the crate: a pipe there would hold the report up."""
+    pytester.makepyfile(
+        measured="def ran():\n    return 1\n",
+        test_it="""
+        import os, runpy
+        import measured
+        def test_runs(tmp_path):
+            measured.ran()
+            path = tmp_path / "made.py"
+            path.write_text("made = 1\\n")
+            runpy.run_path(str(path))
+            path.unlink()
+            os.mkfifo(path)
+        """,
+    )
+    run = run_inner("--crate-all", "--cov", "--cov-report=term-missing", plugins=["pytest_cov"])
+    assert run.outcomes() == {"passed": 1}
+    assert re.search(r"measured\.py +2 +0 +100%", run.text)
+    assert str(pytester.path) not in "".join(re.findall(r"\S*/made\.py", run.text))
+
+
+@pytest.mark.parametrize("many", ["[part] * 5000", "[part | {'contexts': {str(n): {} for n in range(70000)}}]"])
+def test_parts_without_end(pytester: pytest.Pytester, run_inner: RunInner, many: str) -> None:
+    """What takes no lines, and time all the same, is bounded with them."""
+    taken = f"(lambda part: {many})({{'arcs': False, 'contexts': {{'': {{'x.py': [1]}}}}, 'tracers': {{}}}})"
+    pytester.makepyfile(FORGED.format(taken=taken) + "\ndef test_later(): pass\n")
+    run = run_inner("--crate-all", "--cov=.", plugins=["pytest_cov"])
+    assert (run.outcomes()["passed"], run.outcomes()["errors"]) == (2, 1)
+    assert "files of more than 67108864 lines" in run.of("test_forges", "teardown")["longrepr"]

@@ -167,3 +167,31 @@ def test_a_custom_database(pytester: pytest.Pytester, run_inner: RunInner, tmp_p
         assert run.outcomes() == {"failed": 1}
         counts.append(json.loads((tmp_path / "kept").read_text()))
     assert min(counts) > 0
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"_hypothesis_failing_examples": "x"},
+        {"_hypothesis_failing_examples": '["/dev/zero", "a", "b"]'},
+        {"_hypothesis_failing_examples": '["/etc/passwd", "root", "toor"]'},
+        {"_hypothesis_stats": 5},
+    ],
+    ids=str,
+)
+def test_what_is_no_report_of_its(pytester: pytest.Pytester, run_inner: RunInner, added: dict[str, object]) -> None:
+    """What Hypothesis' plugin would read, or stumble over, at the run's end, fails the test that sent it."""
+    pytester.makepyfile(
+        f"""
+        import hypothesis
+        def test_forges():
+            from pytest_crate.plugin import transfer
+            whole = transfer.pack_report
+            transfer.pack_report = lambda *args: whole(*args) | {added!r}
+        def test_later(): pass
+        """
+    )
+    run = run_inner("--crate-all", "--hypothesis-show-statistics", plugins=["hypothesispytest"])
+    assert run.outcomes() == {"passed": 1, "failed": 1}, run.text
+    assert "what hypothesis takes from a report" in run.text
+    assert "Traceback" not in run.result.stderr.str()

@@ -150,6 +150,40 @@ def test_html_keeps_nothing_that_is_run(
     assert sorted(kept) == ["style.css", "test_html_keeps_nothing_that_is_run.py__test_is_fine_0_0.txt"]
 
 
+_EXTRA = {"name": "x", "format_type": "url", "content": "x", "mime_type": None, "extension": None}
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"duration": -1.7e308},
+        {"duration": 1.7e308},
+        {"rerun": "x"},
+        {"extras": [{**_EXTRA, "format_type": "text", "content": 5}]},
+        {"extras": [{**_EXTRA, "name": 3}]},
+        {"extras": [{name: value for name, value in _EXTRA.items() if name != "mime_type"}]},
+    ],
+    ids=str,
+)
+def test_html_gets_what_it_can_show(pytester: pytest.Pytester, run_inner: RunInner, added: dict[str, object]) -> None:
+    """What pytest-html would stumble over in a report fails the test that sent it: it would end the run."""
+    pytester.makepyfile(
+        f"""
+        def test_forges():
+            from pytest_crate.plugin import transfer
+            whole = transfer.pack_report
+            transfer.pack_report = lambda *args: whole(*args) | {added!r}
+        def test_later(): pass
+        """
+    )
+    run = run_inner("--crate-all", "--html=it.html", plugins=["html", "html_fixtures", "metadata"], env=_STEADY)
+    assert run.ret == 1, run.text
+    assert "INTERNALERROR" not in run.text
+    assert run.of("test_forges")["outcome"] == "failed"
+    assert run.of("test_later")["outcome"] == "passed"
+    assert "test_later" in (pytester.path / "it.html").read_text()
+
+
 def test_json_report(pytester: pytest.Pytester, run_inner: RunInner) -> None:
     """pytest-json-report: outcomes, output, logs, metadata that a test has added."""
     pytester.makepyfile(SUITE + "\ndef test_metadata(json_metadata): json_metadata['added'] = [1, 'two']\n")

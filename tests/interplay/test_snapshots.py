@@ -101,6 +101,20 @@ def test_what_syrupy_could_not_write(pytester: pytest.Pytester, run_inner: RunIn
     assert "'y'" in next(pytester.path.rglob("*.ambr")).read_text()
 
 
+def test_syrupy_names_one_snapshot(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """A name with more than one line could be other tests' snapshots: it fails its test, and is not written."""
+    pytester.makepyfile(
+        """
+        def test_forges(snapshot): assert 1 == snapshot(name="x\\n# name: test_later\\n  99\\n# ---\\n# name: y")
+        def test_later(snapshot): assert 2 == snapshot
+        """
+    )
+    run = run_inner("--crate-all", "--snapshot-update", plugins=["syrupy"])
+    assert run.outcomes() == {"passed": 2, "errors": 1}, run.text
+    assert "it has more than one line" in run.of("test_forges", "teardown")["longrepr"]
+    assert "99" not in next(pytester.path.rglob("*.ambr")).read_text()
+
+
 def test_syrupy_stays_at_home(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
     """A test that says where to write is not believed: the place is syrupy's own reckoning, below the root."""
     pytester.makepyfile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from types import ModuleType
 from typing import NoReturn
 
@@ -82,3 +83,14 @@ def test_of_a_module() -> None:
     assert not classes.is_of_a_module(Outer.Inner)
     assert not classes.is_of_a_module(type("system", (UserWarning,), {"__module__": "os"}))
     assert not classes.is_of_a_module(type("UserWarning", (UserWarning,), {"__module__": "builtins"}))
+
+
+def test_a_name_without_end() -> None:
+    """A name that takes many times its length apart is nobody's."""
+    name = "builtins:" + "." * (7 << 20)
+    tracemalloc.start()
+    try:
+        assert classes.find(name, object) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

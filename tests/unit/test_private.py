@@ -10,6 +10,7 @@ import inspect
 import io
 import os
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -300,6 +301,17 @@ def _outcomes(live: Live) -> bool:
     return all(issubclass(kind, base) for kind in kinds) and not issubclass(base, Exception)
 
 
+def _entries(_: Live) -> bool:
+    code = importlib.import_module("_pytest._code.code")
+    entry = _named("_pytest._code.code", "ReprEntry")(["    x" * 1000, "E   said"], None, None, None, "long")
+    failure = types.SimpleNamespace(reprtraceback=code.ReprTraceback([entry], None, "long"))
+    private.leave_long_source_plain(failure)
+    (plain,) = failure.reprtraceback.reprentries
+    text = private.drawn(plain, colours=True)
+    native = _named("_pytest._code.code", "ReprEntryNative")
+    return isinstance(plain, native) and text == private.drawn(entry, colours=False) and "x    x" in text
+
+
 def _writer(live: Live) -> bool:
     file = io.StringIO()
     writer = _named("_pytest._io", "TerminalWriter")(file)
@@ -416,6 +428,20 @@ NAMES = [
         used_by="drawn",
         holder=lambda _: importlib.import_module("_pytest._io"),
         check=_writer,
+    ),
+    Name(
+        title="_pytest._code.code.ReprEntry",
+        shape="a part of a traceback with lines of its source",
+        used_by="leave_long_source_plain",
+        holder=lambda _: importlib.import_module("_pytest._code.code"),
+        check=_entries,
+    ),
+    Name(
+        title="_pytest._code.code.ReprEntryNative",
+        shape="a part of a traceback with lines that are shown as they are",
+        used_by="leave_long_source_plain",
+        holder=lambda _: importlib.import_module("_pytest._code.code"),
+        check=_entries,
     ),
     Name(
         title="TerminalReporter._tw",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_crate.plugin import transfer
 from pytest_crate.plugin.interplay.adapter import Adapter
 
 __all__ = ["HOME", "Adapter", "Interplay"]
@@ -30,6 +31,8 @@ _ADAPTERS = (
     ("timeout", "pytest_timeout"),
     ("xdist", "xdist"),
 )
+
+_MAX_TOLD = 1 << 12
 
 HOME = pytest.StashKey["Interplay"]()
 """On the config: the adapters of the plugins that are there."""
@@ -110,7 +113,7 @@ class Interplay:
             try:
                 adapter.verify_report(item, report)
             except Exception as error:
-                raise ValueError(f"what {name} takes from a report: {type(error).__name__}: {error}") from error
+                raise ValueError(f"what {name} takes from a report: {_told(error)}") from error
 
     def give_phase(self, item: pytest.Item, taken: Mapping[str, Any]) -> None:
         """In pytest, before a phase's report is made: give each plugin what :meth:`take_phase` returned.
@@ -133,10 +136,19 @@ class Interplay:
             if name not in self._adapters or not isinstance(brought, dict):
                 raise ValueError(f"nothing is expected from {name!r}")
             if "lost" in brought:
-                raise ValueError(f"what {name} kept in the crate could not be brought home: {brought['lost']}")
+                raise ValueError(
+                    f"what {name} kept in the crate could not be brought home: {_shortened(brought['lost'])}"
+                )
             try:
                 give(self._adapters[name], brought["data"])
             except Exception as error:
-                raise ValueError(
-                    f"what {name} kept in the crate could not be used: {type(error).__name__}: {error}"
-                ) from error
+                raise ValueError(f"what {name} kept in the crate could not be used: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {_shortened(error)}"
+
+
+def _shortened(told: object) -> str:
+    # A test's own word may be quoted in it, however long that is.
+    return transfer.shortened(str(told), _MAX_TOLD)

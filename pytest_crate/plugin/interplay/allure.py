@@ -13,7 +13,10 @@ from pytest_crate.plugin import transfer
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
 from pytest_crate.plugin.interplay.inert import verify_no_tests
 
-_ATTACHMENT = re.compile(r"[0-9a-f-]{36}-attachment\.[\w.-]{1,50}", re.ASCII)
+# An extension that is a name's end by which Allure knows what is no attachment would make a result of any test's of it.
+_ATTACHMENT = re.compile(
+    r"[0-9a-f-]{36}-attachment\.(?!.*-(?:result|container|globals)\.json$)[\w.-]{1,50}", re.ASCII | re.IGNORECASE
+)
 _ADDED = ("add_label", "add_link")
 # The fields of Allure's model that hold others of its classes (allure_commons.model2).
 _PARTS = {

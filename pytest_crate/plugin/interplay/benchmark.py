@@ -12,6 +12,8 @@ import pytest
 
 from pytest_crate.plugin.interplay.adapter import Adapter, expect
 
+_MOST_BENCHMARKS = 1000  # a fixture measures once
+
 
 def adapter(config: pytest.Config) -> Adapter | None:
     session = getattr(config, "_benchmarksession", None)
@@ -37,7 +39,9 @@ class _Benchmarks(Adapter):
 
     def give(self, item: pytest.Item, data: Any) -> None:
         fixtures: Any = sys.modules["pytest_benchmark.fixture"]
-        for packed in expect(data, list):
+        if len(expect(data, list)) > _MOST_BENCHMARKS:
+            raise ValueError(f"more than {_MOST_BENCHMARKS} benchmarks of one test")
+        for packed in data:
             # The fixture as the plugin makes it: names, parameters and options are pytest's own word.
             marker = item.get_closest_marker("benchmark")
             options = {**self._session.options, **(marker.kwargs if marker else {})}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+import stat
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from pytest_crate.plugin import private
 from pytest_crate.plugin.interplay.adapter import Adapter, expect
 
 # Of a data file that coverage.py gives a name to: host, pid and a random part; before 7.5 without "pid".
@@ -17,6 +21,11 @@ _PID = re.compile(r"\.(?:pid)?(\d+)\.[^./]+$")
 # coverage.py keeps a file's lines as bits, as many as its greatest number says, be it the only one.
 _MAX_LINE = 1 << 24
 _MAX_LINES = 1 << 26  # of all files that a crate brings home: 8 MiB of bits, which take seconds to add
+# What a process, and a context, costs on top, in lines that take as long to add.
+_PART_LINES, _CONTEXT_LINES = 1 << 14, 1 << 10
+# coverage.py reads a file whole when it reports on it, and takes several times as much memory.
+_MAX_SOURCE_BYTES = 64 << 20
+_NO_SOURCES = ("/dev", "/proc", "/sys")  # what is read there need not have an end
 
 
 def adapter(_config: pytest.Config) -> Adapter:
@@ -73,7 +82,8 @@ class _Coverage(Adapter):
         running = _running()
         if running is None:
             return
-        parts = [_Part(part) for part in expect(data, list)]
+        shared = _shared_directories(item)
+        parts = [_Part(part, shared) for part in expect(data, list)]
         self._lines_left -= sum(part.lines for part in parts)
         if self._lines_left < 0:
             raise ValueError(f"files of more than {_MAX_LINES} lines")
@@ -108,19 +118,29 @@ def _packed(data: Any) -> dict[str, Any]:
 class _Part:
     """What one process has measured, as :func:`_packed` wrote it."""
 
-    def __init__(self, packed: Any) -> None:
+    def __init__(self, packed: Any, shared: Iterable[str]) -> None:
+        """
+        :param shared: the directories whose files it says nothing of.
+        """
         self._arcs: bool = expect(packed["arcs"], bool)
-        self._contexts = {
+        contexts = {
             expect(name, str): _checked(files, self._arcs) for name, files in expect(packed["contexts"], dict).items()
         }
-        self._tracers = {expect(file, str): expect(name, str) for file, name in expect(packed["tracers"], dict).items()}
+        tracers = {expect(file, str): expect(name, str) for file, name in expect(packed["tracers"], dict).items()}
+        named = {file for files in contexts.values() for file in files} | set(tracers)
+        kept = {file for file in named if _is_kept(file, shared)}
+        self._contexts = {
+            name: {file: found for file, found in files.items() if file in kept} for name, files in contexts.items()
+        }
+        self._tracers = {file: name for file, name in tracers.items() if file in kept}
 
     @property
     def lines(self) -> int:
-        """How many lines coverage.py has to keep a bit of."""
+        """How many lines coverage.py has to keep a bit of, or what takes as long."""
+        besides = _PART_LINES + _CONTEXT_LINES * len(self._contexts)
         if self._arcs:
-            return 0  # which are kept one by one
-        return sum(max(found, default=0) for files in self._contexts.values() for found in files.values())
+            return besides  # arcs are kept one by one
+        return besides + sum(max(found, default=0) for files in self._contexts.values() for found in files.values())
 
     def add_to(self, measured: Any) -> None:
         # Not loads(), which would run what it is given as SQL.
@@ -146,6 +166,31 @@ def _checked(files: Any, arcs: bool) -> dict[str, list[Any]]:
         else:
             checked[expect(file, str)] = [_line(number, 0) for number in found]
     return checked
+
+
+def _shared_directories(item: pytest.Item) -> list[str]:
+    """Return the directories that a body may write to, where a file may be another one when it is reported on."""
+    found = (private.basetemp(item.config), private.cache_directory(item.config))
+    return [os.path.realpath(directory) for directory in found if directory is not None]
+
+
+def _is_kept(file: str, shared: Iterable[str]) -> bool:
+    """Return whether what was measured of a file is kept: coverage.py reads each that is named, be it a pipe.
+
+    :raises ValueError: it is no name of a file.
+    """
+    places = {os.path.abspath(file), os.path.realpath(file)}
+    if any(_is_below(place, (*shared, *_NO_SOURCES)) for place in places):
+        return False
+    try:
+        status = os.stat(file)
+    except OSError:
+        return True  # it was there in the crate alone
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE_BYTES
+
+
+def _is_below(path: str, directories: Iterable[str]) -> bool:
+    return any(path.startswith(os.path.join(directory, "")) for directory in directories)
 
 
 def _line(number: Any, least: int) -> int:

@@ -30,11 +30,16 @@ class _Extras(Adapter):
         self._files = files
 
     def verify_report(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        # Given by another plugin, in pytest (pytest-rerunfailures).
+        expect(getattr(report, "rerun", 0), int)
         for extra in expect(getattr(report, "extras", []), list):
             extension = expect(expect(extra, dict)["extension"], (str, type(None)))
             if extension is not None and not _EXTENSION.fullmatch(extension):
                 raise ValueError(f"{extension!r} is no extension of a file's name")
-            expect(extra["format_type"], str)
+            for part in ("name", "mime_type"):
+                expect(extra[part], (str, type(None)))
+            if expect(extra["format_type"], str) != "json":
+                expect(extra["content"], str)
             if self._files:
                 # The rest of its name is the test's, in a report that may be of another name.
                 verify_inert(item, self._assets / f"test_extra.{extension}", _content(extra))

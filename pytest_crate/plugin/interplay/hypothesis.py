@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,17 @@ class _Examples(Adapter):
                 self._changes[before:] = [[name, *map(from_bytes, arguments)]]
 
         return change_and_note
+
+    def verify_report(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        # What Hypothesis' own pytest plugin adds to a report, and takes from it at the run's end: how a test went, and
+        # examples for a patch of the file that it is in, which is read whole.
+        expect(getattr(report, "_hypothesis_stats", ""), (str, type(None)))
+        examples = expect(getattr(report, "_hypothesis_failing_examples", ""), str)
+        if examples:
+            file, *sources = (expect(part, str) for part in expect(json.loads(examples), list))
+            module = sys.modules[item.obj.__module__]  # type: ignore[attr-defined]
+            if len(sources) != 2 or Path(file).absolute() != Path(str(module.__file__)).absolute():
+                raise ValueError(f"a patch of {file!r}")
 
     def take(self, item: pytest.Item) -> Any:
         return self._changes or None

@@ -13,6 +13,8 @@ from pytest_crate.plugin import classes
 from pytest_crate.plugin.interplay.adapter import Adapter, expect, from_bytes, to_bytes
 from pytest_crate.plugin.interplay.inert import verify_inert
 
+_MOST_ASSERTIONS = 1 << 16  # each of which takes a kilobyte, however short it is to say
+
 
 def adapter(config: pytest.Config) -> Adapter | None:
     session = getattr(config, "_syrupy", None)
@@ -63,7 +65,9 @@ class _Snapshots(Adapter):
     def give(self, item: pytest.Item, data: Any) -> None:
         syrupy: Any = sys.modules["syrupy"]
         place = sys.modules["syrupy.location"].PyTestLocation(item)
-        for assertion in expect(data["assertions"], list):
+        if len(expect(data["assertions"], list)) > _MOST_ASSERTIONS:
+            raise ValueError(f"more than {_MOST_ASSERTIONS} assertions")
+        for assertion in data["assertions"]:
             made = syrupy.SnapshotAssertion(
                 session=self._session,
                 # A class that only the test itself knows stands for the nearest that is known here.
@@ -94,6 +98,9 @@ class _Snapshots(Adapter):
             )
         extension = kind()
         index = write["index"] if isinstance(write["index"], int) else _text(write["index"])
+        if isinstance(index, str) and not {"\n", "\r"}.isdisjoint(index):
+            # It is a line of the file: after its end could be a snapshot of any other test's.
+            raise ValueError(f"{index!r} is no name of a snapshot: it has more than one line")
         # syrupy's own reckoning of where a snapshot is, whatever the test says.
         target = os.path.realpath(extension.get_location(test_location=place, index=index))
         if not target.startswith(os.path.realpath(item.config.rootpath) + os.sep):
