@@ -171,7 +171,7 @@ class CratePopen:
     def _connect(self, name: str, number: int, given: int | IO[Any] | None, theirs: Sequence[int]) -> int:
         """Return the program's end of one of its three streams; keep ours, if there is one."""
         if given is None:
-            return self._lend(number)
+            return self._lend(_descriptor(name, number))
         if given == subprocess.DEVNULL:
             return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         if given == subprocess.STDOUT:

@@ -188,6 +188,20 @@ def test_what_is_no_path_or_text(engine: Engine, options: dict[str, Any], error:
     crate.close()
 
 
+def test_a_stream_that_pytest_has_not(engine: Engine) -> None:
+    """What can't be inherited, for it is closed here, is named."""
+    crate = crate_of(engine)
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        with pytest.raises(ValueError, match="stdin: descriptor 0 is not open"):
+            crate.popen(["true"])
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    crate.close()
+
+
 def test_a_file_that_does_not_fit(engine: Engine) -> None:
     """What could not be written whole is an error of the engine's, that names the file."""
     spec = build_spec([Layer(origin="test", values={"tmpfs": "4m"})])
