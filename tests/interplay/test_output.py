@@ -160,7 +160,7 @@ _EXTRA = {"name": "x", "format_type": "url", "content": "x", "mime_type": None, 
         {"duration": 1.7e308},
         {"rerun": "x"},
         {"extras": [{**_EXTRA, "format_type": "text", "content": 5}]},
-        {"extras": [{**_EXTRA, "name": 3}]},
+        {"extras": [{**_EXTRA, "format_type": "image", "content": 5}]},
         {"extras": [{name: value for name, value in _EXTRA.items() if name != "mime_type"}]},
     ],
     ids=str,
@@ -182,6 +182,19 @@ def test_html_gets_what_it_can_show(pytester: pytest.Pytester, run_inner: RunInn
     assert run.of("test_forges")["outcome"] == "failed"
     assert run.of("test_later")["outcome"] == "passed"
     assert "test_later" in (pytester.path / "it.html").read_text()
+
+
+def test_html_extras_that_are_no_text(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """pytest-html shows a name, and what is no text, image or video, whatever it is."""
+    pytester.makepyfile(
+        """
+        from pytest_html import extras as made
+        def test_shows(extras):
+            extras += [made.text("ours", name=3), made.url("x", name=("a", "b")), made.html(5), made.json([1])]
+        """
+    )
+    run = run_inner("--crate-all", "--html=it.html", plugins=["html", "html_fixtures", "metadata"], env=_STEADY)
+    assert run.ret == 0, run.text
 
 
 def test_json_report(pytester: pytest.Pytester, run_inner: RunInner) -> None:

@@ -36,9 +36,9 @@ class _Extras(Adapter):
             extension = expect(expect(extra, dict)["extension"], (str, type(None)))
             if extension is not None and not _EXTENSION.fullmatch(extension):
                 raise ValueError(f"{extension!r} is no extension of a file's name")
-            for part in ("name", "mime_type"):
-                expect(extra[part], (str, type(None)))
-            if expect(extra["format_type"], str) != "json":
+            if missing := {"name", "mime_type", "content"} - extra.keys():
+                raise ValueError(f"an extra without {', '.join(sorted(missing))}")
+            if expect(extra["format_type"], str) in ("text", *_ENCODED):  # which pytest-html encodes; others it formats
                 expect(extra["content"], str)
             if self._files:
                 # The rest of its name is the test's, in a report that may be of another name.
