@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,18 @@ def test_what_is_no_source(pytester: pytest.Pytester, run_inner: RunInner, named
     assert run.outcomes() == {"passed": 2}
     assert re.search(r"^test_what_is_no_source\.py +\d", run.text, re.MULTILINE)
     assert NAMED[named] not in coverage.CoverageData(pytester.path / ".coverage").measured_files()
+
+
+def test_project_in_memory(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """/dev/shm is no device: what is measured there is reported on."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        Path(directory, "measured.py").write_text("def ran():\n    return 1\n")
+        pytester.makeconftest(f"import sys; sys.path.insert(0, {directory!r}); import measured")
+        pytester.makepyfile("import measured\ndef test_runs(): measured.ran()")
+        options = [f"--cov={directory}", "--cov-report=term-missing"]
+        run = run_inner("--crate-all", *options, plugins=["pytest_cov"])
+    assert run.outcomes() == {"passed": 1}
+    assert re.search(r"measured\.py +2 +0 +100%", run.text), run.text
 
 
 def test_what_a_body_can_replace_is_not_reported_on(pytester: pytest.Pytester, run_inner: RunInner) -> None:

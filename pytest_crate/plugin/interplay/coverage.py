@@ -26,6 +26,7 @@ _PART_LINES, _CONTEXT_LINES = 1 << 14, 1 << 10
 # coverage.py reads a file whole when it reports on it, and takes several times as much memory.
 _MAX_SOURCE_BYTES = 64 << 20
 _NO_SOURCES = ("/dev", "/proc", "/sys")  # what is read there need not have an end
+_MEMORY = "/dev/shm"  # a directory as any other: a project may be in it
 
 
 def adapter(_config: pytest.Config) -> Adapter:
@@ -180,7 +181,9 @@ def _is_kept(file: str, shared: Iterable[str]) -> bool:
     :raises ValueError: it is no name of a file.
     """
     places = {os.path.abspath(file), os.path.realpath(file)}
-    if any(_is_below(place, (*shared, *_NO_SOURCES)) for place in places):
+    if any(_is_below(place, shared) for place in places):
+        return False
+    if any(_is_below(place, _NO_SOURCES) and not _is_below(place, [_MEMORY]) for place in places):
         return False
     try:
         status = os.stat(file)
