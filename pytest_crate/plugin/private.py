@@ -255,13 +255,14 @@ def drawn(failure: Any, *, colours: bool) -> str:
 
 
 def leave_long_source_plain(failure: Any) -> None:
-    """Have those parts of a failure's tracebacks that are long be shown without colours for their source."""
+    """Have those of a failure's tracebacks that have long source be shown without colours."""
     chain = getattr(failure, "chain", None) or [(getattr(failure, "reprtraceback", None), None, None)]
     for traceback, _, _ in chain:
         entries = getattr(traceback, "reprentries", [])
-        for number, entry in enumerate(entries):
-            if isinstance(entry, ReprEntry) and _has_long_source(entry.lines):
-                entries[number] = ReprEntryNative(drawn(entry, colours=False).splitlines(keepends=True))
+        if any(isinstance(entry, ReprEntry) and _has_long_source(entry.lines) for entry in entries):
+            # As a whole: what pytest writes between two parts goes by their styles, and a plain one has none.
+            plain = ReprEntryNative(drawn(traceback, colours=False).splitlines(keepends=True))
+            traceback.reprentries, traceback.extraline = [plain], None
 
 
 def _has_long_source(lines: Sequence[str]) -> bool:

@@ -303,13 +303,14 @@ def _outcomes(live: Live) -> bool:
 
 def _entries(_: Live) -> bool:
     code = importlib.import_module("_pytest._code.code")
-    entry = _named("_pytest._code.code", "ReprEntry")(["    x" * 1000, "E   said"], None, None, None, "long")
-    failure = types.SimpleNamespace(reprtraceback=code.ReprTraceback([entry], None, "long"))
+    kind = _named("_pytest._code.code", "ReprEntry")
+    entries = [kind([source, "E   said"], None, None, None, "long") for source in ("    y", "    x" * 1000, "    z")]
+    failure = types.SimpleNamespace(reprtraceback=code.ReprTraceback(entries, "and more", "long"))
+    before = private.drawn(failure.reprtraceback, colours=False)
     private.leave_long_source_plain(failure)
     (plain,) = failure.reprtraceback.reprentries
-    text = private.drawn(plain, colours=True)
     native = _named("_pytest._code.code", "ReprEntryNative")
-    return isinstance(plain, native) and text == private.drawn(entry, colours=False) and "x    x" in text
+    return isinstance(plain, native) and private.drawn(failure.reprtraceback, colours=True) == before
 
 
 def _writer(live: Live) -> bool:
