@@ -115,6 +115,19 @@ def test_syrupy_names_one_snapshot(pytester: pytest.Pytester, run_inner: RunInne
     assert "99" not in next(pytester.path.rglob("*.ambr")).read_text()
 
 
+def test_syrupy_names_a_file(pytester: pytest.Pytester, run_inner: RunInner) -> None:
+    """Where a snapshot is a file of its own, syrupy makes a file's name of any name."""
+    pytester.makepyfile(
+        """
+        from syrupy.extensions.single_file import SingleFileSnapshotExtension
+        def test_names(snapshot):
+            assert b"x" == snapshot(name="two\\nlines", extension_class=SingleFileSnapshotExtension)
+        """
+    )
+    for options in (["--snapshot-update"], []):
+        assert run_inner("--crate-all", *options, plugins=["syrupy"]).outcomes() == {"passed": 1}
+
+
 def test_syrupy_stays_at_home(pytester: pytest.Pytester, run_inner: RunInner, tmp_path: Path) -> None:
     """A test that says where to write is not believed: the place is syrupy's own reckoning, below the root."""
     pytester.makepyfile(

@@ -98,8 +98,9 @@ class _Snapshots(Adapter):
             )
         extension = kind()
         index = write["index"] if isinstance(write["index"], int) else _text(write["index"])
-        if isinstance(index, str) and not {"\n", "\r"}.isdisjoint(index):
-            # It is a line of the file: after its end could be a snapshot of any other test's.
+        single = getattr(sys.modules.get("syrupy.extensions.single_file"), "SingleFileSnapshotExtension", ())
+        if isinstance(index, str) and not {"\n", "\r"}.isdisjoint(index) and not issubclass(kind, single):
+            # It is a line of a file of many: after its end could be a snapshot of any other test's.
             raise ValueError(f"{index!r} is no name of a snapshot: it has more than one line")
         # syrupy's own reckoning of where a snapshot is, whatever the test says.
         target = os.path.realpath(extension.get_location(test_location=place, index=index))
