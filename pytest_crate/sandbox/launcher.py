@@ -125,7 +125,8 @@ class Launcher:
             if crate.deadline is not None and crate.deadline <= now:
                 crate.deadline, crate.timed_out = None, True
                 crate.kill()
-            if crate.given_up_at is not None and crate.given_up_at <= now:
+            if crate.given_up_at is not None and crate.given_up_at <= now and self.programs.are_waited_for(crate):
+                self.programs.reap()  # some may have ended since anybody looked: the launcher may have been held up
                 self.programs.tell_stuck(crate)
         for number in self.maker.late(now):
             self._told(number, functools.partial(self.maker.give_up, number))
@@ -264,8 +265,9 @@ class Launcher:
         if not crate.ended:
             crate.kill()
             assert crate.given_up_at is not None
-            # While pytest lives: its own children, such as a body, it may have yet to reap.
-            self._await_end(crate, crate.given_up_at, while_alive=self.pytest_pidfd)
+            # While pytest lives: its own children, such as a body, it may have yet to reap, or has just reaped.
+            until = max(crate.given_up_at, time.monotonic() + _PATIENCE_SECONDS)
+            self._await_end(crate, until, while_alive=self.pytest_pidfd)
         if not (crate.ended or processes.pidfd_has_ended(self.pytest_pidfd)):
             crate.stuck = True
             detail = f"a process in it has not ended {processes.KILL_SECONDS:g} s after SIGKILL"
