@@ -392,7 +392,11 @@ class Body:
             self.messages.extend(
                 message for message in received if any(word in message for word in ("brought", "leaves", "stop"))
             )
-            if self.left() == 0:  # it may go on to send; who waits for its end sees to it
+            if self.left() == 0:
+                # It may go on to send: who waits for its end sees to it. What it has left behind may go on, too.
+                if self._pidfd in ready and _read_now(self.channel, 1):
+                    self.exceeded.append("timeout")
+                    raise CrateFailed(self.limit_message(["timeout"]))
                 break
         for message in self.messages:
             self.leaves = self.leaves or "leaves" in message

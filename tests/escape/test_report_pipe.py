@@ -657,3 +657,43 @@ def test_a_timeout_while_a_frame_comes_piece_by_piece(run_here: RunHere, pyteste
     assert "timeout of 2 s exceeded" in done, done[-3000:]
     assert "PASSED test_inner.py::test_after" in done
     assert time.monotonic() - began < 10 * PATIENCE
+
+
+LEFT = """
+    import time
+    from pytest_crate.plugin import report_pipe
+
+    SENDING = []
+    begin = report_pipe.ReportPipe.__init__
+
+    def note(self, sending, *args, **options):
+        SENDING.append(sending)
+        begin(self, sending, *args, **options)
+
+    report_pipe.ReportPipe.__init__ = note
+
+    @pytest.mark.crate(timeout=TIMEOUT)
+    def test_leaves():
+        if os.fork() == 0:
+            while True:
+                os.write(SENDING[-1], frame({}) * 600)  # whole at a time (pipe(7), PIPE_BUF)
+        time.sleep(0.2)
+
+    def test_after(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("timeout", "said"), [("1", "timeout of 1 s exceeded"), ("None", "all in all it took more than")]
+)
+def test_a_flood_of_a_process_that_is_left_behind(
+    run_here: RunHere, pytester: pytest.Pytester, timeout: str, said: str
+) -> None:
+    """It fails the test, be it at its timeout or for its length: what else came with it is not known."""
+    pytester.makeconftest(PIECEMEAL)
+    began = time.monotonic()
+    done = run_here(FORGING + LEFT.replace("TIMEOUT", timeout))
+    assert "ERROR test_inner.py::test_leaves" in done, done[-3000:]
+    assert said in done
+    assert "PASSED test_inner.py::test_after" in done
+    assert time.monotonic() - began < 10 * PATIENCE
