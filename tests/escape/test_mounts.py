@@ -252,3 +252,39 @@ def test_an_entry_of_tmp_that_is_replaced_while_a_crate_is_made(
     else:
         assert "shown:" not in text
         assert f"a symbolic link in {shared}, where crates may write, leads to {victim}" in text
+
+
+SHOWS_BASETEMP = {
+    "a body": "def test_it(): print('shown:', os.listdir(os.environ['PLACE']))",
+    "a program": "def test_it(crate_sandbox): print('shown:', crate_sandbox.run(['ls', os.environ['PLACE']]).stdout)",
+}
+
+
+@pytest.mark.parametrize("target", ["upwards", "within"])
+@pytest.mark.parametrize("who", SHOWS_BASETEMP)
+def test_the_base_temporary_directory_is_replaced_while_a_crate_is_made(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, who: str
+) -> None:
+    """The same of pytest's base temporary directory, which bodies may write to, in a directory that was shared."""
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    for directory in (tmp_path / "home", shared / "other", victim):
+        directory.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PLACE", str(shared / "place"))
+    pytester.makeconftest(REPLACED_ENTRY_BEFORE.format(target="../victim" if target == "upwards" else "other"))
+    pytester.makepyfile(f"""
+        import os, pytest
+
+        def test_lends(crate_sandbox_factory, tmp_path):
+            crate_sandbox_factory(mounts=["{shared}:/shared:rw"])
+
+        @pytest.mark.crate
+        {SHOWS_BASETEMP[who]}
+    """)
+    options = (f"--basetemp={shared}/place", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+    text = pytester.runpytest_subprocess("-rP", *options).stdout.str()
+    if target == "within":
+        assert "shown:" in text
+    else:
+        assert "shown:" not in text
+        assert f"a symbolic link in {shared}, where crates may write, leads to {victim}" in text
