@@ -21,6 +21,16 @@ PATIENCE = int(os.environ.get("CRATE_TEST_PATIENCE", "1"))
 
 INNER_TIMEOUT_SECONDS = 120 * PATIENCE
 
+FORGING = """
+def test_forges():
+    from pytest_crate.plugin import transfer
+    whole = transfer.pack_report
+    transfer.pack_report = lambda *args: whole(*args) | {added!r}
+
+def test_later(): pass
+"""
+"""Tests of which the first adds something of its own to its reports."""
+
 RECORDER = Path(__file__).parent / "recorder.py"
 
 

@@ -110,13 +110,14 @@ class Launcher:
     def _milliseconds_left(self) -> float | None:
         deadlines = self.maker.deadlines()
         deadlines += [crate.deadline for crate in self.crates.values() if crate.deadline is not None]
-        deadlines += [
-            crate.given_up_at
-            for crate in self.crates.values()
-            if crate.given_up_at is not None and self.programs.are_waited_for(crate)
-        ]
+        deadlines += [given_up_at for given_up_at, _ in self._awaited()]
         # poll(2) takes an int of milliseconds; the loop comes round again.
         return min(max(0.0, (min(deadlines) - time.monotonic()) * 1e3), 1e9) if deadlines else None
+
+    def _awaited(self) -> list[tuple[float, Crate]]:
+        """Return the crates that have been killed, with a program whose end is awaited, and until when that is."""
+        killed = ((crate.given_up_at, crate) for crate in self.crates.values() if self.programs.are_waited_for(crate))
+        return [(given_up_at, crate) for given_up_at, crate in killed if given_up_at is not None]
 
     def _keep_time(self) -> None:
         """Kill the crates whose time is over, and give up those that don't get ready, or don't end."""
@@ -125,7 +126,8 @@ class Launcher:
             if crate.deadline is not None and crate.deadline <= now:
                 crate.deadline, crate.timed_out = None, True
                 crate.kill()
-            if crate.given_up_at is not None and crate.given_up_at <= now and self.programs.are_waited_for(crate):
+        for given_up_at, crate in self._awaited():
+            if given_up_at <= now:
                 self.programs.reap()  # some may have ended since anybody looked: the launcher may have been held up
                 self.programs.tell_stuck(crate)
         for number in self.maker.late(now):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.inner import BothWays, RunInner
+from tests.inner import FORGING, BothWays, RunInner
 
 FAILING = """
 import json, os, pathlib
@@ -181,16 +181,7 @@ def test_a_custom_database(pytester: pytest.Pytester, run_inner: RunInner, tmp_p
 )
 def test_what_is_no_report_of_its(pytester: pytest.Pytester, run_inner: RunInner, added: dict[str, object]) -> None:
     """What Hypothesis' plugin would read, or stumble over, at the run's end, fails the test that sent it."""
-    pytester.makepyfile(
-        f"""
-        import hypothesis
-        def test_forges():
-            from pytest_crate.plugin import transfer
-            whole = transfer.pack_report
-            transfer.pack_report = lambda *args: whole(*args) | {added!r}
-        def test_later(): pass
-        """
-    )
+    pytester.makepyfile(f"import hypothesis\n{FORGING.format(added=added)}")
     run = run_inner("--crate-all", "--hypothesis-show-statistics", plugins=["hypothesispytest"])
     assert run.outcomes() == {"passed": 1, "failed": 1}, run.text
     assert "what hypothesis takes from a report" in run.text

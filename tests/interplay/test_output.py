@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.inner import BothWays, RunInner
+from tests.inner import FORGING, BothWays, RunInner
 
 # The order of differing items in an assertion's message is that of a set.
 _STEADY = {"PYTHONHASHSEED": "0", "COLUMNS": "120"}
@@ -167,15 +167,7 @@ _EXTRA = {"name": "x", "format_type": "url", "content": "x", "mime_type": None, 
 )
 def test_html_gets_what_it_can_show(pytester: pytest.Pytester, run_inner: RunInner, added: dict[str, object]) -> None:
     """What pytest-html would stumble over in a report fails the test that sent it: it would end the run."""
-    pytester.makepyfile(
-        f"""
-        def test_forges():
-            from pytest_crate.plugin import transfer
-            whole = transfer.pack_report
-            transfer.pack_report = lambda *args: whole(*args) | {added!r}
-        def test_later(): pass
-        """
-    )
+    pytester.makepyfile(FORGING.format(added=added))
     run = run_inner("--crate-all", "--html=it.html", plugins=["html", "html_fixtures", "metadata"], env=_STEADY)
     assert run.ret == 1, run.text
     assert "INTERNALERROR" not in run.text

@@ -15,6 +15,8 @@ import pytest
 
 from pytest_crate.plugin import private
 from pytest_crate.plugin.interplay.adapter import Adapter, expect
+from pytest_crate.sandbox.rootfs import is_below
+from pytest_crate.sandbox.temporary import SHARED_MEMORY
 
 # Of a data file that coverage.py gives a name to: host, pid and a random part; before 7.5 without "pid".
 _PID = re.compile(r"\.(?:pid)?(\d+)\.[^./]+$")
@@ -25,8 +27,8 @@ _MAX_LINES = 1 << 26  # of all files that a crate brings home: 8 MiB of bits, wh
 _PART_LINES, _CONTEXT_LINES = 1 << 14, 1 << 10
 # coverage.py reads a file whole when it reports on it, and takes several times as much memory.
 _MAX_SOURCE_BYTES = 64 << 20
-_NO_SOURCES = ("/dev", "/proc", "/sys")  # what is read there need not have an end
-_MEMORY = "/dev/shm"  # a directory as any other: a project may be in it
+# What is read there need not have an end, but for shared memory: that is a directory as any other.
+_NO_SOURCES = ("/dev", "/proc", "/sys")
 
 
 def adapter(_config: pytest.Config) -> Adapter:
@@ -180,20 +182,16 @@ def _is_kept(file: str, shared: Iterable[str]) -> bool:
 
     :raises ValueError: it is no name of a file.
     """
-    places = {os.path.abspath(file), os.path.realpath(file)}
-    if any(_is_below(place, shared) for place in places):
-        return False
-    if any(_is_below(place, _NO_SOURCES) and not _is_below(place, [_MEMORY]) for place in places):
-        return False
+    for place in {os.path.abspath(file), os.path.realpath(file)}:
+        if any(is_below(place, directory) for directory in shared):
+            return False
+        if any(is_below(place, directory) for directory in _NO_SOURCES) and not is_below(place, SHARED_MEMORY):
+            return False
     try:
         status = os.stat(file)
     except OSError:
         return True  # it was there in the crate alone
     return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE_BYTES
-
-
-def _is_below(path: str, directories: Iterable[str]) -> bool:
-    return any(path.startswith(os.path.join(directory, "")) for directory in directories)
 
 
 def _line(number: Any, least: int) -> int:
